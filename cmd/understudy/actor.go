@@ -1,0 +1,149 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os/exec"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"understudy/failover/smtpd"
+	"understudy/replica"
+	"understudy/replica/copyback"
+	"understudy/replica/mirror"
+	"understudy/replica/row"
+)
+
+// actor performs what the keeper decides.
+type actor struct {
+	store   *replica.Store
+	mirror  *mirror.Mirror
+	copier  *copyback.Copier
+	smtp    *smtpd.Server
+	fence   []string
+	holdFor time.Duration
+	log     *slog.Logger
+}
+
+// Fence runs the site's fence command. Traffic through this box is fenced by
+// the saved state alone.
+func (a *actor) Fence(ctx context.Context, epoch uint64) error {
+	if len(a.fence) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, a.fence[0], a.fence[1:]...)
+	cmd.Env = append(cmd.Environ(), fmt.Sprintf("UNDERSTUDY_EPOCH=%d", epoch))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("fence command %s: %w: %.200s", a.fence[0], err, out)
+	}
+	return nil
+}
+
+func (a *actor) Unfence(context.Context) error { return nil }
+
+func (a *actor) Sweep(ctx context.Context) error { return a.mirror.SyncAll(ctx, "last-sweep", nil) }
+
+// guardGap is how many UIDs production may have given unseen.
+func (a *actor) guardGap() uint32 { return uint32(2*a.store.HeldCount() + 8) }
+
+func (a *actor) Replay(ctx context.Context) error {
+	gap := a.guardGap()
+	var g errgroup.Group
+	g.SetLimit(16)
+	for _, acc := range a.store.Accounts() {
+		if acc.Home == row.Standby {
+			continue
+		}
+		g.Go(func() error { return a.store.BeginActing(ctx, acc.Name, gap) })
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	if left := a.smtp.Replay(ctx); left > 0 {
+		a.log.Warn("accepted messages have no known mailbox; they stay held", "recipients", left)
+	}
+	return nil
+}
+
+// copyStreams is the number of accounts copied back at a time.
+const copyStreams = 4
+
+func (a *actor) CopyBack(ctx context.Context) error {
+	a.copier.Reset()
+	for range 3 {
+		before := a.copier.Report().Steps()
+		if err := a.each(ctx, func(ctx context.Context, name string) error { return a.copier.Account(ctx, name, false) }); err != nil {
+			return err
+		}
+		if a.copier.Report().Steps()-before < 100 {
+			return nil
+		}
+	}
+	return nil
+}
+
+func (a *actor) each(ctx context.Context, f func(ctx context.Context, account string) error) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(copyStreams)
+	for _, acc := range a.store.Accounts() {
+		if acc.Home != row.Standby {
+			continue
+		}
+		g.Go(func() error {
+			if err := f(ctx, acc.Name); err != nil {
+				return fmt.Errorf("account %s: %w", acc.Name, err)
+			}
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+// errRestless tells that production keeps getting mail by itself.
+var errRestless = errors.New("production and replica do not come to agree")
+
+func (a *actor) HandBack(ctx context.Context, block, unblock func(string)) error {
+	return a.each(ctx, func(ctx context.Context, name string) error {
+		block(name)
+		defer unblock(name)
+		// What production delivers by itself while one run is under way is
+		// found by the next.
+		for range 10 {
+			before := a.copier.Report().Steps()
+			if err := a.copier.Account(ctx, name, true); err != nil {
+				return err
+			}
+			if a.copier.Report().Steps() == before {
+				return a.store.EndActing(ctx, name)
+			}
+		}
+		return errRestless
+	})
+}
+
+func (a *actor) Protect() { a.mirror.Pause(false) }
+func (a *actor) Rest()    { a.mirror.Pause(true) }
+
+func (a *actor) OnProduction(account string) bool {
+	h, err := a.store.Home(account)
+	return err == nil && h == row.Production
+}
+
+// expireHeld forgets accepted messages that never showed up in a mailbox:
+// production filtered them, or sent them on.
+func (a *actor) expireHeld(ctx context.Context, now time.Time) error {
+	for _, h := range a.store.HeldAll() {
+		if now.Sub(h.Arrived) < a.holdFor {
+			continue
+		}
+		if err := a.store.DropHeld(ctx, h.ID, func(string) bool { return true }); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,4 @@
+package main
+
+func demo(e env) error       { return nil }
+func demoServer(e env) error { return nil }

@@ -1,0 +1,128 @@
+package keeper
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"understudy/failover"
+)
+
+// Side is what a session was given.
+type Side struct {
+	Standby bool
+	Revoked <-chan struct{}
+	Release func()
+}
+
+// Enter waits until a side answers for an account ("" is SMTP, which is
+// nobody's) and gives a lease on it.
+func (k *Keeper) Enter(ctx context.Context, account string) (Side, error) {
+	for {
+		k.mu.Lock()
+		side, known := k.side(account)
+		if known {
+			l := &lease{account: account, standby: side, revoked: make(chan struct{})}
+			k.leases[l] = struct{}{}
+			k.mu.Unlock()
+			return Side{Standby: side, Revoked: l.revoked, Release: func() { k.release(l) }}, nil
+		}
+		wait := k.changed
+		k.mu.Unlock()
+		select {
+		case <-wait:
+		case <-ctx.Done():
+			return Side{}, ctx.Err()
+		}
+	}
+}
+
+// side tells who answers now; known is false while nobody does. mu is held.
+func (k *Keeper) side(account string) (standby, known bool) {
+	switch k.state.Phase {
+	case failover.Seeding, failover.Protecting:
+		return false, true
+	case failover.Serving, failover.Returning:
+		return true, true
+	case failover.CopyingBack:
+		return account == "" || !k.opt.Actor.OnProduction(account), true
+	case failover.HandingBack:
+		if account == "" || k.blocked[account] {
+			return false, false
+		}
+		return !k.opt.Actor.OnProduction(account), true
+	}
+	return false, false
+}
+
+func (k *Keeper) release(l *lease) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if !l.released {
+		l.released = true
+		delete(k.leases, l)
+		close(k.changed)
+		k.changed = make(chan struct{})
+	}
+}
+
+func (k *Keeper) revoke(which func(*lease) bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for l := range k.leases {
+		if !which(l) {
+			continue
+		}
+		select {
+		case <-l.revoked:
+		default:
+			close(l.revoked)
+		}
+	}
+}
+
+var errDrain = errors.New("sessions did not end in time")
+
+// drained waits until no lease of a kind is out.
+func (k *Keeper) drained(ctx context.Context, which func(*lease) bool, limit time.Duration) error {
+	end := time.After(limit)
+	for {
+		k.mu.Lock()
+		open := false
+		for l := range k.leases {
+			open = open || which(l)
+		}
+		wait := k.changed
+		k.mu.Unlock()
+		if !open {
+			return nil
+		}
+		select {
+		case <-wait:
+		case <-end:
+			return errDrain
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// block ends an account's sessions and lets none begin.
+func (k *Keeper) block(account string) {
+	k.mu.Lock()
+	k.blocked[account] = true
+	k.mu.Unlock()
+	// A login may be spelled otherwise than the account; the side that it
+	// gets is decided by the account, so all that lead there must go.
+	mine := func(l *lease) bool { return l.standby && (l.account == account || l.account == "") }
+	k.revoke(mine)
+	_ = k.drained(context.Background(), mine, 5*time.Second)
+}
+
+func (k *Keeper) unblock(account string) {
+	k.mu.Lock()
+	delete(k.blocked, account)
+	close(k.changed)
+	k.changed = make(chan struct{})
+	k.mu.Unlock()
+}

@@ -1,0 +1,283 @@
+// Package keeper owns the failover state: it takes events, asks failover.Step,
+// saves the new state with its epoch, and only then performs the actions. It
+// is also the gate that tells each session which side answers.
+//
+// Implementation notes. One goroutine (Run) owns the state. Long actions run
+// beside it, one at a time, and end in an event; a newer action cancels the
+// older. After a restart the saved state is read before Enter answers anybody,
+// so that a fenced production is never forwarded to. Gate and state are read
+// under mu; leases are revoked by closing their channel, and counted, so that
+// an account can be waited for.
+package keeper
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"understudy/failover"
+)
+
+// Actor performs the actions. Each call must be safe to repeat.
+type Actor interface {
+	// Fence stops production from reaching clients, and the reverse.
+	Fence(ctx context.Context, epoch uint64) error
+	Unfence(ctx context.Context) error
+	// Sweep reads from production what is not yet in the replica, before a
+	// planned takeover.
+	Sweep(ctx context.Context) error
+	// Replay gives all accounts to the standby and delivers what is held.
+	Replay(ctx context.Context) error
+	// CopyBack brings production up to the standby, which goes on serving.
+	CopyBack(ctx context.Context) error
+	// HandBack does the last of it, account by account. block stops an
+	// account's sessions; unblock lets them go to the side that now answers.
+	HandBack(ctx context.Context, block func(account string), unblock func(account string)) error
+	// Protect and Rest start and stop what follows production.
+	Protect()
+	Rest()
+	// OnProduction reports whether production answers for an account.
+	OnProduction(account string) bool
+}
+
+// Options of New.
+type Options struct {
+	Limits failover.Limits
+	Actor  Actor
+	Load   func(*failover.State) (bool, error)
+	Save   func(context.Context, failover.State) error
+	Log    *slog.Logger
+	// SweepLimit bounds the sweep before a planned takeover; 0 is one minute.
+	SweepLimit time.Duration
+	// Changed is called after each change, by the owner.
+	Changed func(failover.State)
+}
+
+// Keeper is the owner.
+type Keeper struct {
+	opt    Options
+	events chan failover.Happened
+
+	mu      sync.Mutex
+	state   failover.State
+	changed chan struct{} // closed and replaced when Enter may answer otherwise
+	leases  map[*lease]struct{}
+	blocked map[string]bool
+	trouble chan error
+	history []Entry
+
+	cancel context.CancelFunc // of the running long action
+	work   sync.WaitGroup
+}
+
+// Entry is one line of the history.
+type Entry struct {
+	At    time.Time
+	Phase failover.Phase
+	Epoch uint64
+	Why   string
+}
+
+type lease struct {
+	account  string
+	standby  bool
+	revoked  chan struct{}
+	released bool
+}
+
+// New reads the saved state.
+func New(o Options) (*Keeper, error) {
+	if o.SweepLimit == 0 {
+		o.SweepLimit = time.Minute
+	}
+	k := &Keeper{opt: o, events: make(chan failover.Happened, 64), changed: make(chan struct{}), leases: map[*lease]struct{}{},
+		blocked: map[string]bool{}, trouble: make(chan error, 1), state: failover.State{Phase: failover.Seeding, Since: time.Now()}}
+	if _, err := o.Load(&k.state); err != nil {
+		return nil, fmt.Errorf("failover state: %w", err)
+	}
+	return k, nil
+}
+
+// State returns the state as it is saved.
+func (k *Keeper) State() failover.State {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.state
+}
+
+// History returns the last changes, oldest first.
+func (k *Keeper) History() []Entry {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return append([]Entry(nil), k.history...)
+}
+
+// Tell hands an event to the owner.
+func (k *Keeper) Tell(h failover.Happened) {
+	if h.At.IsZero() {
+		h.At = time.Now()
+	}
+	k.events <- h
+}
+
+// Trouble implements proxy.Gate: real traffic met a failure.
+func (k *Keeper) Trouble(err error) {
+	select {
+	case k.trouble <- err:
+	default:
+	}
+}
+
+// Troubles is where the prober hears of them.
+func (k *Keeper) Troubles() <-chan error { return k.trouble }
+
+// Run owns the state until ctx ends.
+func (k *Keeper) Run(ctx context.Context) error {
+	defer k.work.Wait()
+	defer k.stopWork()
+	k.step(ctx, failover.Happened{Event: failover.Resumed, At: time.Now()})
+	if p := k.State().Phase; p == failover.Protecting || p == failover.Seeding {
+		k.opt.Actor.Protect()
+	}
+	for {
+		var hold <-chan time.Time
+		if s := k.State(); s.Phase == failover.Holding && !s.Asked {
+			hold = time.After(time.Until(s.Until))
+		}
+		select {
+		case h := <-k.events:
+			k.step(ctx, h)
+		case <-hold:
+			k.step(ctx, failover.Happened{Event: failover.HoldOver, At: time.Now()})
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+func (k *Keeper) stopWork() {
+	if k.cancel != nil {
+		k.cancel()
+	}
+}
+
+func (k *Keeper) step(ctx context.Context, h failover.Happened) {
+	old := k.State()
+	next, do, why, ok := failover.Step(old, k.opt.Limits, h)
+	if !ok {
+		return
+	}
+	if next.Phase != old.Phase || next.Epoch != old.Epoch || next.Asked != old.Asked {
+		for err := k.opt.Save(ctx, next); err != nil; err = k.opt.Save(ctx, next) {
+			k.opt.Log.Error("failover state cannot be saved; nothing is done until it is", "err", err)
+			select {
+			case <-time.After(time.Second):
+			case <-ctx.Done():
+				return
+			}
+		}
+		k.opt.Log.Info("failover", "mode", k.opt.Limits.Mode, "from", old.Phase, "to", next.Phase, "epoch", next.Epoch, "why", why)
+	}
+	k.mu.Lock()
+	k.state = next
+	if next.Phase != old.Phase || len(do) > 0 {
+		k.history = append(k.history, Entry{h.At, next.Phase, next.Epoch, why})
+		if len(k.history) > 200 {
+			k.history = k.history[1:]
+		}
+	}
+	close(k.changed)
+	k.changed = make(chan struct{})
+	k.mu.Unlock()
+	if k.opt.Changed != nil {
+		k.opt.Changed(next)
+	}
+	for _, a := range do {
+		k.act(ctx, a)
+	}
+}
+
+// long runs an action beside the owner; its end is an event.
+func (k *Keeper) long(ctx context.Context, name failover.Action, done failover.Event, f func(context.Context) error) {
+	k.stopWork()
+	ctx, cancel := context.WithCancel(ctx)
+	k.cancel = cancel
+	k.work.Go(func() {
+		defer cancel()
+		err := f(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		h := failover.Happened{Event: done, At: time.Now()}
+		if err != nil {
+			h.Event, h.Detail = failover.Broken, fmt.Sprintf("%s: %v", name, err)
+			k.opt.Log.Error("failover step", "step", name, "err", err)
+			select { // no storm of tries
+			case <-time.After(500 * time.Millisecond):
+			case <-ctx.Done():
+				return
+			}
+		}
+		select {
+		case k.events <- h:
+		case <-ctx.Done():
+		}
+	})
+}
+
+func (k *Keeper) act(ctx context.Context, a failover.Action) {
+	actor := k.opt.Actor
+	switch a {
+	case failover.RaiseFence:
+		s := k.State()
+		if s.Phase != failover.Fencing {
+			// Read back after a restart: the fence is raised again at once.
+			if err := actor.Fence(ctx, s.Epoch); err != nil {
+				k.opt.Log.Error("raise fence", "err", err)
+			}
+			return
+		}
+		k.long(ctx, a, failover.Fenced, func(ctx context.Context) error { return k.fence(ctx, s) })
+	case failover.Replay:
+		k.long(ctx, a, failover.Replayed, actor.Replay)
+	case failover.Serve:
+		if err := actor.Replay(ctx); err != nil {
+			k.opt.Log.Error("serve", "err", err)
+		}
+	case failover.CopyBack:
+		k.long(ctx, a, failover.CopiedBack, actor.CopyBack)
+	case failover.HandBack:
+		k.long(ctx, a, failover.HandedBack, func(ctx context.Context) error {
+			k.revoke(func(l *lease) bool { return l.account == "" })
+			return actor.HandBack(ctx, k.block, k.unblock)
+		})
+	case failover.LowerFence:
+		if err := actor.Unfence(ctx); err != nil {
+			k.opt.Log.Error("lower fence", "err", err)
+		}
+		actor.Protect()
+	case failover.AskForTakeover:
+		k.opt.Log.Warn("production failed; takeover waits for `understudy takeover`")
+	case failover.HoldSessions, failover.ReleaseHold:
+		// Enter answers by the phase.
+	}
+}
+
+// fence makes production's sessions end, after a last sweep if production lives.
+func (k *Keeper) fence(ctx context.Context, s failover.State) error {
+	k.revoke(func(l *lease) bool { return !l.standby })
+	if s.Planned {
+		if err := k.drained(ctx, func(l *lease) bool { return !l.standby }, 5*time.Second); err != nil {
+			return err
+		}
+		sweep, cancel := context.WithTimeout(ctx, k.opt.SweepLimit)
+		defer cancel()
+		if err := k.opt.Actor.Sweep(sweep); err != nil {
+			return fmt.Errorf("last sweep: %w", err)
+		}
+	}
+	k.opt.Actor.Rest()
+	return k.opt.Actor.Fence(ctx, s.Epoch)
+}

@@ -1,0 +1,118 @@
+package smtpd
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"understudy/replica/row"
+	"understudy/snoop/smtpwire"
+)
+
+// Relay is where outbound mail goes: a smarthost, or production once it is
+// back.
+type Relay struct {
+	Dial     func(ctx context.Context) (net.Conn, error)
+	Hostname string
+}
+
+// errPermanent is a refusal that no further try will change.
+var errPermanent = errors.New("refused for good")
+
+// Flush sends all outbound mail that is due, and returns how much is left. A
+// message is taken off the queue after the relay's 250.
+func (s *Server) Flush(ctx context.Context, r Relay, now time.Time) (left int, err error) {
+	all, err := s.opt.Store.Queue()
+	if err != nil {
+		return 0, err
+	}
+	for _, q := range all {
+		if ctx.Err() != nil {
+			return len(all), ctx.Err()
+		}
+		if q.Next.After(now) {
+			left++
+			continue
+		}
+		serr := s.send(ctx, r, q)
+		if serr == nil {
+			if err := s.opt.Store.Dequeue(ctx, q.ID); err != nil {
+				return left, err
+			}
+			continue
+		}
+		left++
+		q.Tries++
+		q.LastErr = serr.Error()
+		q.Next = now.Add(min(time.Duration(q.Tries)*time.Minute, time.Hour))
+		if errors.Is(serr, errPermanent) {
+			q.Next = now.Add(24 * time.Hour) // parked; production bounces it, not the standby (N20)
+		}
+		s.opt.Log.Warn("outbound mail waits", "id", q.ID, "tries", q.Tries, "err", serr)
+		if _, err := s.opt.Store.Enqueue(ctx, q); err != nil {
+			return left, err
+		}
+	}
+	return left, nil
+}
+
+func (s *Server) send(ctx context.Context, r Relay, q row.Queued) error {
+	msg, err := s.opt.Store.Message(q.Ref)
+	if err != nil {
+		return err
+	}
+	conn, err := r.Dial(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close() }()
+	_ = conn.SetDeadline(time.Now().Add(5 * time.Minute))
+	br, w := bufio.NewReader(conn), bufio.NewWriter(conn)
+	step := func(line string, want int) error {
+		if line != "" {
+			if _, err := w.WriteString(line + "\r\n"); err != nil {
+				return err
+			}
+			if err := w.Flush(); err != nil {
+				return err
+			}
+		}
+		got, err := smtpwire.ReadReply(br)
+		switch {
+		case err != nil:
+			return err
+		case got.Code/100 == 5:
+			return fmt.Errorf("%w: %s", errPermanent, got)
+		case got.Code/100 != want:
+			return fmt.Errorf("relay: %s", got)
+		}
+		return nil
+	}
+	steps := []string{"", "EHLO " + r.Hostname, "MAIL FROM:<" + q.From + ">"}
+	for _, rc := range q.Rcpts {
+		steps = append(steps, "RCPT TO:<"+rc+">")
+	}
+	for _, line := range steps {
+		if err := step(line, 2); err != nil {
+			return err
+		}
+	}
+	if err := step("DATA", 3); err != nil {
+		return err
+	}
+	d := &smtpwire.DotWriter{W: w}
+	if _, err := d.Write(msg); err != nil {
+		return err
+	}
+	if err := d.Close(); err != nil {
+		return err
+	}
+	if err := step("", 2); err != nil {
+		return err
+	}
+	_ = step("QUIT", 2)
+	return nil
+}

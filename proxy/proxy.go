@@ -1,0 +1,280 @@
+// Package proxy stands between clients and the mail server: it accepts, ends
+// TLS, logs in on behalf of the client, and then moves bytes both ways while
+// the transaction cache looks on.
+//
+// Implementation notes. Before login nothing is passed through: commands are
+// read strictly and written again canonically, one at a time, so that proxy
+// and server can never disagree about who logged in. After login IMAP bytes
+// pass unchanged, but for capability lists and, in a mailbox that has one, the
+// virtual UIDVALIDITY. SMTP is read and written command by command throughout.
+// A tagged OK to a change, and the 250 to a message, are passed on only when
+// the Tap says that the change is durable. Each session has two goroutines
+// (one each way); session.mu guards what both touch. Lock order: none is held
+// while the Tap or the Gate is called.
+package proxy
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"understudy/replica/row"
+	"understudy/snoop/imapsession"
+	"understudy/snoop/imapwire"
+	"understudy/snoop/smtpwire"
+)
+
+// Side is who answers.
+type Side uint8
+
+// The sides.
+const (
+	Production Side = iota
+	Standby
+)
+
+// Lease lets a session use a side until Revoked is closed.
+type Lease struct {
+	Side    Side
+	Revoked <-chan struct{}
+	Release func()
+}
+
+// Gate decides which side answers. While none does, Enter waits.
+type Gate interface {
+	// Enter is for an account, or with "" for a session that has none yet.
+	Enter(ctx context.Context, account string) (Lease, error)
+	// Trouble reports a failure of production that a session met.
+	Trouble(err error)
+}
+
+// Login is a client's proof of who it is.
+type Login struct {
+	User     string // whose mailbox
+	AuthUser string // who proves it; equal to User but for master users
+	Password string
+	// Mechanism and Response are set for tokens, which are passed on as they are.
+	Mechanism string
+	Response  []byte
+}
+
+// Token reports a login that is no password.
+func (l Login) Token() bool { return l.Mechanism != "" }
+
+// Errors of an Authenticator.
+var (
+	ErrDenied      = errors.New("authentication failed")
+	ErrUnavailable = errors.New("authentication is not possible at the moment")
+)
+
+// Tap is the transaction cache as the proxy sees it.
+type Tap interface {
+	// LoggedIn tells that production accepted a login, and returns the account.
+	LoggedIn(ctx context.Context, l Login) (account string, err error)
+	// View returns the UIDs of a mailbox if the replica holds it in exactly
+	// this state.
+	View(account, mailbox string, validity, next uint32, exists int) ([]uint32, bool)
+	// NewSpool begins to keep a message that a client sends.
+	NewSpool() row.Spool
+	// Settle makes durable what a command that production accepted changed.
+	Settle(ctx context.Context, account string, c *imapsession.Cmd, ok imapwire.Response, sp row.Spool) error
+	// Hint tells that a mailbox changed in a way that was not followed.
+	Hint(account, mailbox string)
+	// Denied tells that production refused a login.
+	Denied(l Login)
+	// Virtual returns what a mailbox's UIDVALIDITY is shown as, 0 if as it is.
+	Virtual(account, mailbox string) uint32
+	// Accepted makes a message durable that production answered with 250.
+	Accepted(ctx context.Context, m row.Envelope, sp row.Spool) error
+}
+
+// StandbyIMAP serves a session that has logged in.
+type StandbyIMAP interface {
+	Authenticate(ctx context.Context, l Login) (account string, err error)
+	ServeIMAP(ctx context.Context, conn net.Conn, account string) error
+}
+
+// StandbySMTP makes an upstream of its own for one SMTP session.
+type StandbySMTP interface {
+	NewSMTP(ctx context.Context, c Client) SMTPUpstream
+}
+
+// Client is what an upstream is told of a client.
+type Client struct {
+	Addr       net.Addr
+	Local      net.Addr
+	Submission bool
+	TLS        bool
+	Helo       string
+	ESMTP      bool
+}
+
+// SMTPUpstream is one SMTP session with whoever answers.
+type SMTPUpstream interface {
+	// Greeting and the other calls return the reply, or an error if the
+	// session is lost; the outcome of the call is then unknown.
+	Greeting() (smtpwire.Reply, error)
+	Hello(c Client) (smtpwire.Reply, error)
+	Auth(l Login) (smtpwire.Reply, error)
+	Command(verb, line string) (smtpwire.Reply, error)
+	// Data begins a body after a 354; Finish ends it and returns the outcome.
+	Data() (io.Writer, error)
+	Finish() (smtpwire.Reply, error)
+	Close()
+}
+
+// Options of New.
+type Options struct {
+	Gate    Gate
+	Tap     Tap
+	Target  Target
+	IMAP    StandbyIMAP
+	SMTP    StandbySMTP
+	TLS     *tls.Config // nil: no TLS towards clients
+	Caps    []string    // IMAP capabilities that may be shown
+	Log     *slog.Logger
+	PlainOK bool // logins without TLS are allowed
+	// Timeout of an idle session before login; 0 is 3 minutes.
+	Timeout time.Duration
+	// MaxSessions is the number of open sessions; 0 is 10,000.
+	MaxSessions int
+	// MaxMessage in bytes; 0 is 50 MiB.
+	MaxMessage int64
+}
+
+// Proxy serves listeners.
+type Proxy struct {
+	opt    Options
+	slots  chan struct{}
+	banner banner
+}
+
+// banner is what production says of itself, learned from its sessions.
+type banner struct {
+	mu       sync.RWMutex
+	imapText string
+	authCaps []string // AUTH= of production
+	caps     []string // after login, cut down
+}
+
+// New checks the options.
+func New(o Options) (*Proxy, error) {
+	if o.Gate == nil || o.Tap == nil || o.IMAP == nil || o.SMTP == nil {
+		return nil, errors.New("proxy: gate, tap and standby are needed")
+	}
+	if o.Timeout == 0 {
+		o.Timeout = 3 * time.Minute
+	}
+	if o.MaxSessions == 0 {
+		o.MaxSessions = 10_000
+	}
+	if o.MaxMessage == 0 {
+		o.MaxMessage = 50 << 20
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	p := &Proxy{opt: o, slots: make(chan struct{}, o.MaxSessions)}
+	p.banner.imapText = "ready."
+	p.banner.authCaps = []string{"AUTH=PLAIN", "AUTH=LOGIN"}
+	return p, nil
+}
+
+// Kind is what a listener serves.
+type Kind uint8
+
+// The kinds of listener.
+const (
+	IMAP Kind = iota
+	IMAPS
+	SMTP
+	Submission
+	Submissions
+)
+
+// Serve accepts connections until ctx ends, and returns when all its sessions
+// are gone.
+func (p *Proxy) Serve(ctx context.Context, l net.Listener, kind Kind) error {
+	var g errgroup.Group
+	defer context.AfterFunc(ctx, func() { _ = l.Close() })()
+	for {
+		conn, err := l.Accept()
+		if ctx.Err() != nil {
+			return g.Wait()
+		}
+		if err != nil {
+			if ne := net.Error(nil); errors.As(err, &ne) && ne.Timeout() || temporary(err) {
+				p.opt.Log.Warn("accept", "err", err)
+				time.Sleep(50 * time.Millisecond)
+				continue
+			}
+			return errors.Join(fmt.Errorf("accept on %s: %w", l.Addr(), err), g.Wait())
+		}
+		select {
+		case p.slots <- struct{}{}:
+		default:
+			p.opt.Log.Warn("too many sessions", "limit", p.opt.MaxSessions, "client", conn.RemoteAddr())
+			_ = conn.Close()
+			continue
+		}
+		g.Go(func() error {
+			defer func() { <-p.slots }()
+			p.ServeConn(ctx, conn, kind)
+			return nil
+		})
+	}
+}
+
+// temporary: running out of file descriptors passes.
+func temporary(err error) bool {
+	var se *os.SyscallError
+	return errors.As(err, &se)
+}
+
+// ServeConn serves one client and closes its connection.
+func (p *Proxy) ServeConn(ctx context.Context, conn net.Conn, kind Kind) {
+	defer func() { _ = conn.Close() }()
+	defer context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Unix(1, 0)) })()
+	if tc, ok := conn.(*net.TCPConn); ok {
+		_ = tc.SetNoDelay(true)
+	}
+	client := conn
+	if kind == IMAPS || kind == Submissions {
+		t, err := p.handshake(ctx, conn)
+		if err != nil {
+			p.opt.Log.Debug("TLS", "client", conn.RemoteAddr(), "err", err)
+			return
+		}
+		client = t
+	}
+	switch kind {
+	case IMAP, IMAPS:
+		p.serveIMAP(ctx, client, kind == IMAPS)
+	default:
+		p.serveSMTP(ctx, client, kind)
+	}
+}
+
+var errNoTLS = errors.New("no certificate is configured")
+
+func (p *Proxy) handshake(ctx context.Context, conn net.Conn) (net.Conn, error) {
+	if p.opt.TLS == nil {
+		return nil, errNoTLS
+	}
+	t := tls.Server(conn, p.opt.TLS)
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	if err := t.HandshakeContext(ctx); err != nil {
+		return nil, err
+	}
+	return t, nil
+}

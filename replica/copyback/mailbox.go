@@ -1,0 +1,264 @@
+package copyback
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"understudy/replica"
+	"understudy/replica/imapc"
+	"understudy/replica/row"
+	"understudy/snoop/imapwire"
+)
+
+// box is the copy-back of one mailbox.
+type box struct {
+	*account
+	id    row.MailboxID
+	sn    *row.Snapshot
+	base  row.Mailbox
+	rows  map[uint32]*row.Message // base
+	next  uint32                  // production's UIDNEXT
+	late  map[uint32]lateMessage
+	moved bool // UIDs could not be kept
+}
+
+// lateMessage is one that production got by itself.
+type lateMessage struct {
+	imapc.Message
+	ref row.Ref
+}
+
+func (a *account) mailbox(id row.MailboxID, base replica.Base) error {
+	b := &box{account: a, id: id}
+	if err := b.open(base); err != nil {
+		return err
+	}
+	plan, err := b.plan()
+	if err != nil {
+		return err
+	}
+	steps := []func(Plan) error{b.flags, b.deletes, b.adopt, b.appends}
+	if a.final {
+		steps = append(steps, b.restore, b.behind, b.finish)
+	}
+	for _, step := range steps {
+		if err := step(plan); err != nil {
+			return err
+		}
+	}
+	return b.rebase()
+}
+
+// open selects the mailbox on production. If that is not the one of the base,
+// the base is an empty one: everything has to be copied.
+func (b *box) open(base replica.Base) error {
+	store := b.opt.Store
+	var err error
+	if b.sn, err = store.SnapshotByID(b.name, b.id); err != nil {
+		return err
+	}
+	i := slices.IndexFunc(base.Boxes, func(m row.Mailbox) bool { return m.ID == b.id })
+	if i >= 0 {
+		b.base = base.Boxes[i]
+	}
+	sel, err := b.c.Select(b.sn.Name, false)
+	if err != nil {
+		return err
+	}
+	b.next = sel.UIDNext
+	if i < 0 || b.base.OnProduction() != sel.UIDValidity || b.base.NoSelect {
+		if err := b.renew(sel, i >= 0); err != nil {
+			return err
+		}
+		base.Changed[b.id] = nil
+	}
+	b.rows = map[uint32]*row.Message{}
+	for uid, m := range base.Changed[b.id] {
+		b.rows[uid] = m
+	}
+	for _, m := range b.sn.Rows {
+		if !m.Fresh && b.rows[m.UID] == nil {
+			b.rows[m.UID] = m
+		}
+	}
+	return nil
+}
+
+// renew makes the base an empty mailbox with production's UIDVALIDITY, which
+// clients are shown as the one that they know.
+func (b *box) renew(sel imapc.Selected, lost bool) error {
+	if lost {
+		b.note("mailbox %s of %s is another one on production than before: it is copied whole", b.sn.Name, b.name)
+	}
+	err := b.opt.Store.Rebase(b.ctx, b.name, func(tx *replica.Tx) {
+		m := tx.BoxByID(b.id)
+		m.ProdUIDValidity = 0
+		if sel.UIDValidity != m.UIDValidity {
+			m.ProdUIDValidity = sel.UIDValidity
+		}
+		m.Born = false
+		for _, r := range tx.Rows(b.id) {
+			if !r.Fresh {
+				c := *r
+				c.Fresh = true
+				tx.PutRow(b.id, &c)
+			}
+		}
+		tx.Put(m)
+		tx.DropBaseBox(b.id)
+		b.base = *m
+		b.base.UIDNext = 1
+		tx.SetBaseBox(b.base)
+	})
+	if err != nil {
+		return err
+	}
+	b.sn, err = b.opt.Store.SnapshotByID(b.name, b.id)
+	return err
+}
+
+// plan reads production's side and merges.
+func (b *box) plan() (Plan, error) {
+	in := Input{Base: b.rows, Next: b.base.UIDNext, Standby: b.sn.Rows, Same: map[uint32]uint32{}}
+	var fresh []uint32
+	err := b.c.Fetch("1:*", "(UID FLAGS)", func(m imapc.Message) error {
+		if !m.HasFlags || slices.ContainsFunc(in.Production[max(0, len(in.Production)-1):], func(r Remote) bool { return r.UID == m.UID }) {
+			return nil
+		}
+		in.Production = append(in.Production, Remote{m.UID, m.Flags})
+		if b.rows[m.UID] == nil {
+			fresh = append(fresh, m.UID)
+		}
+		return nil
+	})
+	if err != nil {
+		return Plan{}, fmt.Errorf("list: %w", err)
+	}
+	if err := b.identify(fresh, in.Same); err != nil {
+		return Plan{}, fmt.Errorf("identify what production got by itself: %w", err)
+	}
+	return Merge(in), nil
+}
+
+// canonical drops carriage returns: some servers change CR CR LF on saving.
+func canonical(msg []byte) string { return strings.ReplaceAll(string(msg), "\r", "") }
+
+// identify reads the messages that production has and the base has not, and
+// pairs them with messages of the standby.
+func (b *box) identify(uids []uint32, same map[uint32]uint32) error {
+	b.late = map[uint32]lateMessage{}
+	for chunk := range slices.Chunk(uids, 50) {
+		err := b.c.Fetch(imapwire.FormatSet(chunk), "(UID FLAGS INTERNALDATE BODY.PEEK[])", func(m imapc.Message) error {
+			if !m.HasBody {
+				return nil
+			}
+			ref, err := b.opt.Store.Blobs.Add(m.Body)
+			if err != nil {
+				return err
+			}
+			m.Body = nil
+			b.late[m.UID] = lateMessage{m, ref}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if len(b.late) == 0 {
+		return nil
+	}
+	if err := b.opt.Store.Blobs.Sync(); err != nil {
+		return err
+	}
+	return b.pair(same)
+}
+
+// pair finds for each late message the standby's message that it is. Each of
+// the standby's is used once.
+func (b *box) pair(same map[uint32]uint32) error {
+	index := map[int][]*row.Message{} // by length of the canonical body
+	text, sent := map[uint32]string{}, map[uint32]string{}
+	for _, m := range b.sn.Rows {
+		if !m.Fresh && m.Tail == 0 {
+			continue
+		}
+		raw, err := b.opt.Store.Message(m.Ref)
+		if err != nil {
+			return err
+		}
+		text[m.UID] = canonical(raw)
+		if m.Tail > 0 && m.Tail <= int64(len(raw)) {
+			sent[m.UID] = canonical(raw[int64(len(raw))-m.Tail:])
+		}
+		index[bodyLen(text[m.UID])] = append(index[bodyLen(text[m.UID])], m)
+	}
+	used := map[uint32]bool{}
+	take := func(late uint32, twin uint32) {
+		same[late], used[twin] = twin, true
+	}
+	var order []uint32
+	for uid := range b.late {
+		order = append(order, uid)
+	}
+	slices.Sort(order)
+	for _, exact := range []bool{true, false} {
+		for _, uid := range order {
+			if _, done := same[uid]; done {
+				continue
+			}
+			raw, err := b.opt.Store.Message(b.late[uid].ref)
+			if err != nil {
+				return err
+			}
+			l := canonical(raw)
+			for _, m := range index[bodyLen(l)] {
+				if used[m.UID] || exact && m.UID != uid {
+					continue
+				}
+				if l == text[m.UID] || !exact && sent[m.UID] != "" && endsAlike(l, sent[m.UID]) {
+					take(uid, m.UID)
+					break
+				}
+			}
+		}
+	}
+	return nil
+}
+
+func bodyLen(canon string) int {
+	if i := strings.Index(canon, "\n\n"); i >= 0 {
+		return len(canon) - i - 2
+	}
+	return 0
+}
+
+// endsAlike reports whether production's copy is what a sender gave, with
+// headers prepended or added.
+func endsAlike(late, orig string) bool {
+	if strings.HasSuffix(late, orig) {
+		return true
+	}
+	n, o := len(late)-bodyLen(late), len(orig)-bodyLen(orig)
+	if late[n:] != orig[o:] {
+		return false
+	}
+	rest := late[:n]
+	for line := range strings.Lines(orig[:max(o-1, 0)]) {
+		i := strings.Index(rest, line)
+		if i < 0 {
+			return false
+		}
+		rest = rest[i+len(line):]
+	}
+	return true
+}
+
+// rebase moves the base up to production's state.
+func (b *box) rebase() error {
+	return b.opt.Store.Rebase(b.ctx, b.name, func(tx *replica.Tx) {
+		b.base.UIDNext = max(b.base.UIDNext, b.next)
+		b.base.Name = b.sn.Name
+		tx.SetBaseBox(b.base)
+	})
+}

@@ -1,0 +1,139 @@
+package copyback
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"understudy/replica"
+	"understudy/replica/imapc"
+	"understudy/replica/row"
+)
+
+// Options of New.
+type Options struct {
+	Store *replica.Store
+	Dial  func(ctx context.Context, account string) (*imapc.Conn, error)
+	Log   *slog.Logger
+}
+
+// Copier runs copy-back.
+type Copier struct {
+	opt Options
+
+	mu     sync.Mutex
+	report Report
+}
+
+// Report tells what was done, since the beginning of the copy-back.
+type Report struct {
+	Appended, Deleted, Flagged, Dropped, Moved, Burned, Restored int
+	Created, Renamed, Removed                                    int
+	// Notes name what differs from a plain copy: mailboxes whose UIDs could
+	// not be reproduced, messages that production had lost.
+	Notes []string
+}
+
+// Steps is the number of changes made on production.
+func (r Report) Steps() int {
+	return r.Appended + r.Deleted + r.Flagged + r.Dropped + r.Moved + r.Burned + r.Restored + r.Created + r.Renamed + r.Removed
+}
+
+// New returns a copier.
+func New(o Options) *Copier { return &Copier{opt: o} }
+
+// Report returns what was done so far.
+func (c *Copier) Report() Report {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	r := c.report
+	r.Notes = append([]string(nil), r.Notes...)
+	return r
+}
+
+// Reset begins a new report.
+func (c *Copier) Reset() {
+	c.mu.Lock()
+	c.report = Report{}
+	c.mu.Unlock()
+}
+
+func (c *Copier) count(f func(*Report)) {
+	c.mu.Lock()
+	f(&c.report)
+	c.mu.Unlock()
+}
+
+func (c *Copier) note(format string, a ...any) {
+	text := fmt.Sprintf(format, a...)
+	c.opt.Log.Warn("copy-back", "note", text)
+	c.count(func(r *Report) { r.Notes = append(r.Notes, text) })
+}
+
+// account is the copy-back of one account.
+type account struct {
+	*Copier
+	ctx   context.Context
+	c     *imapc.Conn
+	name  string
+	final bool
+	job   string
+	seq   int
+	tasks []row.Task
+}
+
+// Account brings one account up to date. With final the account must be
+// blocked for clients; afterwards nothing is left to do.
+func (c *Copier) Account(ctx context.Context, name string, final bool) error {
+	conn, err := c.opt.Dial(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	defer context.AfterFunc(ctx, conn.Close)()
+	if !conn.Has("UIDPLUS") {
+		return errors.New("production offers no UIDPLUS: UIDs cannot be reproduced; see the documentation of migrations")
+	}
+	a := &account{Copier: c, ctx: ctx, c: conn, name: name, final: final, job: "copy-back/" + name}
+	return a.run()
+}
+
+func (a *account) run() error {
+	base, err := a.opt.Store.BaseOf(a.name)
+	if err != nil {
+		return fmt.Errorf("read base of %s: %w", a.name, err)
+	}
+	if err := a.folders(base); err != nil {
+		return fmt.Errorf("folders of %s: %w", a.name, err)
+	}
+	boxes, err := a.opt.Store.Mailboxes(a.name)
+	if err != nil {
+		return err
+	}
+	if base, err = a.opt.Store.BaseOf(a.name); err != nil {
+		return err
+	}
+	for _, m := range boxes {
+		if m.NoSelect {
+			continue
+		}
+		if err := a.mailbox(m.ID, base); err != nil {
+			return fmt.Errorf("mailbox %s of %s: %w", m.Name, a.name, err)
+		}
+	}
+	return a.opt.Store.PlanTasks(a.ctx, a.job, a.tasks)
+}
+
+// task notes a step for the admin's list.
+func (a *account) task(kind, mailbox string, uid uint32) {
+	if len(a.tasks) >= 100_000 {
+		return
+	}
+	now := time.Now()
+	a.tasks = append(a.tasks, row.Task{Job: a.job, Seq: a.seq, Kind: kind, Account: a.name, Mailbox: mailbox, UID: uid,
+		State: row.TaskDone, Attempt: 1, Started: now, Ended: now})
+	a.seq++
+}

@@ -1,0 +1,466 @@
+package copyback
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"understudy/replica"
+	"understudy/replica/imapc"
+	"understudy/replica/row"
+	"understudy/snoop/imapwire"
+)
+
+// Bounds of what is sent before answers are read.
+const (
+	pipeMessages = 64
+	pipeBytes    = 4 << 20
+)
+
+// flags sets flags on production, and on the standby what production changed.
+func (b *box) flags(p Plan) error {
+	groups := map[string][]uint32{}
+	for _, f := range p.Flags {
+		key := strings.Join(f.Flags, " ")
+		groups[key] = append(groups[key], f.UID)
+	}
+	for flags, uids := range groups {
+		if _, err := b.c.Do("UID STORE "+imapwire.FormatSet(uids)+" FLAGS.SILENT ("+flags+")", nil); err != nil {
+			return fmt.Errorf("set flags: %w", err)
+		}
+		b.count(func(r *Report) { r.Flagged += len(uids) })
+		for _, u := range uids {
+			b.task("flags", b.sn.Name, u)
+		}
+	}
+	if len(p.Flags)+len(p.Local) == 0 {
+		return nil
+	}
+	return b.opt.Store.Rebase(b.ctx, b.name, func(tx *replica.Tx) {
+		m := tx.BoxByID(b.id)
+		for _, f := range p.Local {
+			if r := tx.Find(b.id, f.UID); r != nil {
+				old := b.sn.Find(f.UID)
+				r.Flags = MergeFlags(old.Flags, r.Flags, f.Flags)
+				m.ModSeq++
+				r.ModSeq = m.ModSeq
+				tx.PutRow(b.id, r)
+			}
+		}
+		tx.Put(m)
+		for _, f := range append(slices.Clone(p.Flags), p.Local...) {
+			b.settle(tx, f.UID, f.Flags)
+		}
+	})
+}
+
+// settle makes the base of a message what production now holds.
+func (b *box) settle(tx *replica.Tx, uid uint32, flags []string) {
+	r := tx.Find(b.id, uid)
+	switch {
+	case r != nil && slices.Equal(r.Flags, flags):
+		tx.DropBaseRow(b.id, uid)
+	case r != nil:
+		old := *r
+		old.Flags, old.Fresh = flags, false
+		tx.SetBaseRow(b.id, &old)
+	case b.sn.Find(uid) != nil:
+		old := *b.sn.Find(uid)
+		old.Flags, old.Fresh = flags, false
+		tx.SetBaseRow(b.id, &old)
+	}
+}
+
+// expunge removes messages from production by UID.
+func (b *box) expunge(uids []uint32) error {
+	for chunk := range slices.Chunk(uids, 500) {
+		set := imapwire.FormatSet(chunk)
+		if _, err := b.c.Do("UID STORE "+set+` +FLAGS.SILENT (\Deleted)`, nil); err != nil {
+			return err
+		}
+		if _, err := b.c.Do("UID EXPUNGE "+set, nil); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// deletes removes what a client deleted, and late doubles.
+func (b *box) deletes(p Plan) error {
+	if err := b.expunge(append(slices.Clone(p.Delete), p.Drop...)); err != nil {
+		return fmt.Errorf("delete messages: %w", err)
+	}
+	b.count(func(r *Report) { r.Deleted += len(p.Delete); r.Dropped += len(p.Drop) })
+	for _, u := range p.Delete {
+		b.task("delete", b.sn.Name, u)
+	}
+	for _, u := range p.Drop {
+		b.task("drop-double", b.sn.Name, u)
+	}
+	// The base of what is on neither side any more is forgotten.
+	var gone []uint32
+	for uid := range b.rows {
+		if b.sn.Find(uid) == nil {
+			gone = append(gone, uid)
+		}
+	}
+	if len(gone) == 0 {
+		return nil
+	}
+	return b.opt.Store.Rebase(b.ctx, b.name, func(tx *replica.Tx) {
+		for _, u := range gone {
+			tx.DropBaseRow(b.id, u)
+		}
+	})
+}
+
+// adopt takes note of messages that an earlier run had copied already.
+func (b *box) adopt(p Plan) error {
+	if len(p.Adopt) == 0 {
+		return nil
+	}
+	return b.opt.Store.Rebase(b.ctx, b.name, func(tx *replica.Tx) {
+		for _, uid := range p.Adopt {
+			b.copied(tx, b.sn.Find(uid), uid)
+		}
+	})
+}
+
+// copied records that production holds a message of the standby under uid.
+func (b *box) copied(tx *replica.Tx, was *row.Message, uid uint32) {
+	r := tx.Find(b.id, was.UID)
+	if r == nil {
+		// A client deleted it meanwhile: production has to, in the next run.
+		old := *was
+		old.UID, old.Fresh = uid, false
+		tx.SetBaseRow(b.id, &old)
+		return
+	}
+	if uid != was.UID {
+		tx.DeleteRow(b.id, was.UID)
+		tx.DropBaseRow(b.id, was.UID)
+		r.UID = uid
+	}
+	r.Fresh = false
+	tx.PutRow(b.id, r)
+	if !slices.Equal(r.Flags, was.Flags) {
+		old := *r
+		old.Flags = was.Flags
+		tx.SetBaseRow(b.id, &old)
+	}
+}
+
+// appends copies the standby's messages, each under its own UID. Where that is
+// not possible bulk stops; final lets the mailbox have new UIDs, and says so.
+func (b *box) appends(p Plan) error {
+	todo := p.Append
+	for len(todo) > 0 {
+		if b.ctx.Err() != nil {
+			return b.ctx.Err()
+		}
+		want := todo[0].UID
+		switch {
+		case want < b.next && !b.final:
+			return nil
+		case want < b.next && !b.moved:
+			b.renumber(want)
+		case want > b.next && !b.moved:
+			if err := b.burn(want - b.next); err != nil {
+				return err
+			}
+			continue
+		}
+		n := 1
+		bytes := todo[0].Ref.Size
+		for n < len(todo) && n < pipeMessages && bytes < pipeBytes && (b.moved || todo[n].UID == todo[n-1].UID+1) {
+			bytes += todo[n].Ref.Size
+			n++
+		}
+		stop, err := b.appendBatch(todo[:n])
+		if err != nil || stop {
+			return err
+		}
+		todo = todo[n:]
+	}
+	return nil
+}
+
+func (b *box) renumber(want uint32) {
+	b.moved = true
+	b.note("mailbox %s of %s: UID %d was taken on production (next is %d); clients will see a new UIDVALIDITY and fetch this mailbox again",
+		b.sn.Name, b.name, want, b.next)
+}
+
+// appendBatch sends messages and checks each answer. stop tells that bulk met a
+// UID that is not the wanted one.
+func (b *box) appendBatch(rows []*row.Message) (stop bool, err error) {
+	uids, err := b.send(rows)
+	if err != nil {
+		return false, err
+	}
+	b.next = uids[len(uids)-1] + 1
+	for i, r := range rows {
+		if uids[i] == r.UID || b.moved {
+			continue
+		}
+		if !b.final {
+			// Something slipped in between: take back what stands wrong.
+			if err := b.expunge(uids[i:]); err != nil {
+				return true, err
+			}
+			rows, uids, stop = rows[:i], uids[:i], true
+			break
+		}
+		b.renumber(r.UID)
+		break
+	}
+	b.count(func(r *Report) { r.Appended += len(rows) })
+	err = b.opt.Store.Rebase(b.ctx, b.name, func(tx *replica.Tx) {
+		for i, r := range rows {
+			b.copied(tx, r, uids[i])
+			b.task("copy", b.sn.Name, uids[i])
+		}
+	})
+	return stop, err
+}
+
+var errNoUID = errors.New("production gave no APPENDUID")
+
+func (b *box) send(rows []*row.Message) ([]uint32, error) {
+	tags := make([]string, 0, len(rows))
+	for _, r := range rows {
+		body, err := b.opt.Store.Message(r.Ref)
+		if err != nil {
+			return nil, err
+		}
+		flags := r.Flags
+		if flags == nil {
+			flags = []string{}
+		}
+		tag, err := b.c.SendAppend(imapc.Appending{Mailbox: b.sn.Name, Flags: flags, Date: r.Date, Body: body})
+		if err != nil {
+			return nil, fmt.Errorf("append: %w", err)
+		}
+		tags = append(tags, tag)
+	}
+	uids := make([]uint32, 0, len(rows))
+	for _, tag := range tags {
+		resp, err := b.c.Wait(tag, nil)
+		if err != nil {
+			return nil, fmt.Errorf("append: %w", err)
+		}
+		_, uid := imapc.AppendUID(resp)
+		if uid == 0 {
+			return nil, errNoUID
+		}
+		uids = append(uids, uid)
+	}
+	return uids, nil
+}
+
+// burn uses up n UIDs: tiny messages are appended, or copied where there are
+// many, and expunged.
+func (b *box) burn(n uint32) error {
+	filler := imapc.Appending{Mailbox: b.sn.Name, Flags: []string{`\Deleted`, `\Seen`}, Body: []byte("Subject: placeholder\r\n\r\n"), Date: time.Unix(0, 0)}
+	var uids []uint32
+	first := min(n, 50)
+	var tags []string
+	for range first {
+		tag, err := b.c.SendAppend(filler)
+		if err != nil {
+			return fmt.Errorf("burn UIDs: %w", err)
+		}
+		tags = append(tags, tag)
+	}
+	for _, tag := range tags {
+		r, err := b.c.Wait(tag, nil)
+		if err != nil {
+			return fmt.Errorf("burn UIDs: %w", err)
+		}
+		_, uid := imapc.AppendUID(r)
+		if uid == 0 {
+			return errNoUID
+		}
+		uids = append(uids, uid)
+	}
+	for uint32(len(uids)) < n {
+		more, err := b.double(uids[:min(uint32(len(uids)), n-uint32(len(uids)))])
+		if err != nil {
+			return fmt.Errorf("burn UIDs: %w", err)
+		}
+		uids = append(uids, more...)
+	}
+	b.next = uids[len(uids)-1] + 1
+	b.count(func(r *Report) { r.Burned += int(n) })
+	b.task("burn", b.sn.Name, b.next)
+	return b.expunge(uids)
+}
+
+// double copies messages of the mailbox to itself and returns the new UIDs.
+func (b *box) double(uids []uint32) ([]uint32, error) {
+	var code []byte
+	r, err := b.c.Do("UID COPY "+imapwire.FormatSet(uids)+" "+b.c.Name(b.sn.Name), func(r imapwire.Response, _ []byte) error {
+		if r.Code == "COPYUID" {
+			code = slices.Clone(r.Arg)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	if r.Code == "COPYUID" {
+		code = r.Arg
+	}
+	rd := imapwire.NewReader(code)
+	rd.Number32()
+	rd.SP()
+	src := rd.Set()
+	rd.SP()
+	dst := rd.Set()
+	if rd.Err() != nil || src.Size() != dst.Size() || dst.Size() != uint64(len(uids)) {
+		return nil, errNoUID
+	}
+	return dst.Numbers(1 << 20)
+}
+
+// restore puts messages back that production has lost: under new UIDs, since
+// their own are past.
+func (b *box) restore(p Plan) error {
+	if len(p.Restore) == 0 {
+		return nil
+	}
+	b.note("mailbox %s of %s: %d messages were missing on production and are put back with new UIDs", b.sn.Name, b.name, len(p.Restore))
+	if err := b.reach(); err != nil {
+		return err
+	}
+	uids, err := b.send(p.Restore)
+	if err != nil {
+		return err
+	}
+	b.next = uids[len(uids)-1] + 1
+	b.count(func(r *Report) { r.Restored += len(uids) })
+	return b.opt.Store.Rebase(b.ctx, b.name, func(tx *replica.Tx) {
+		for i, r := range p.Restore {
+			b.copied(tx, r, uids[i])
+		}
+	})
+}
+
+// reach burns up to the UIDNEXT that clients were shown.
+func (b *box) reach() error {
+	if b.next < b.sn.UIDNext && !b.moved {
+		return b.burn(b.sn.UIDNext - b.next)
+	}
+	return nil
+}
+
+// behind moves what production got by itself behind all that clients have seen.
+func (b *box) behind(p Plan) error {
+	if len(p.Late) == 0 {
+		return nil
+	}
+	if p.Late[0] >= b.sn.UIDNext {
+		return b.keep(p.Late, p.Late) // nobody was shown a higher number
+	}
+	if err := b.reach(); err != nil {
+		return err
+	}
+	now, err := b.double(p.Late)
+	if err != nil {
+		return fmt.Errorf("move late arrivals: %w", err)
+	}
+	if err := b.expunge(p.Late); err != nil {
+		return fmt.Errorf("move late arrivals: %w", err)
+	}
+	b.next = now[len(now)-1] + 1
+	b.count(func(r *Report) { r.Moved += len(now) })
+	return b.keep(p.Late, now)
+}
+
+// keep adds late arrivals to the replica.
+func (b *box) keep(late, uids []uint32) error {
+	return b.opt.Store.Rebase(b.ctx, b.name, func(tx *replica.Tx) {
+		m := tx.BoxByID(b.id)
+		m.ModSeq++
+		for i, old := range late {
+			l := b.late[old]
+			r := &row.Message{UID: uids[i], ModSeq: m.ModSeq, Date: l.Date, Size: l.ref.Size, Ref: l.ref, Unsettled: true}
+			r.SetFlags(l.Flags)
+			tx.PutRow(b.id, r)
+			m.UIDNext = max(m.UIDNext, uids[i]+1)
+			b.task("late", b.sn.Name, uids[i])
+		}
+		tx.Put(m)
+	})
+}
+
+// finish brings UIDNEXT and HIGHESTMODSEQ up to what clients were shown.
+func (b *box) finish(Plan) error {
+	if err := b.reach(); err != nil {
+		return err
+	}
+	sn, err := b.opt.Store.SnapshotByID(b.name, b.id)
+	if err != nil {
+		return err
+	}
+	sel, err := b.c.Select(b.sn.Name, false)
+	if err != nil {
+		return err
+	}
+	if b.c.Has("CONDSTORE") && sel.ModSeq < sn.ModSeq {
+		if err := b.bump(sn.ModSeq - sel.ModSeq); err != nil {
+			return fmt.Errorf("raise HIGHESTMODSEQ: %w", err)
+		}
+	}
+	return b.opt.Store.Rebase(b.ctx, b.name, func(tx *replica.Tx) {
+		m := tx.BoxByID(b.id)
+		if b.moved {
+			v := uint32(time.Now().Unix())
+			for _, o := range tx.Boxes() {
+				v = max(v, o.UIDValidity+1)
+			}
+			m.UIDValidity, m.ProdUIDValidity = v, sel.UIDValidity
+		}
+		m.UIDNext = max(m.UIDNext, b.next)
+		tx.Put(m)
+	})
+}
+
+// maxBump bounds the changes made to raise HIGHESTMODSEQ.
+const maxBump = 20_000
+
+// bump raises HIGHESTMODSEQ by changing a flag of a message back and forth. The
+// message is one of the mailbox, which ends as it was; without any there is
+// nothing that a client could miss.
+func (b *box) bump(by uint64) error {
+	sn, err := b.opt.Store.SnapshotByID(b.name, b.id)
+	if err != nil || len(sn.Rows) == 0 {
+		return err
+	}
+	r := sn.Rows[len(sn.Rows)-1]
+	there, gone := "+", "-"
+	if r.HasFlag(`\Flagged`) {
+		there, gone = gone, there
+	}
+	by = min((by+1)&^1, maxBump)
+	var tags []string
+	for i := range by {
+		op := there
+		if i%2 == 1 {
+			op = gone
+		}
+		tags = append(tags, b.c.Send(fmt.Sprintf(`UID STORE %d %sFLAGS.SILENT (\Flagged)`, r.UID, op)))
+		if len(tags) < 200 && i+1 < by {
+			continue
+		}
+		for _, t := range tags {
+			if _, err := b.c.Wait(t, nil); err != nil {
+				return err
+			}
+		}
+		tags = tags[:0]
+	}
+	return nil
+}

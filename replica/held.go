@@ -1,0 +1,355 @@
+package replica
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"sort"
+	"strings"
+	"time"
+
+	"understudy/replica/meta"
+	"understudy/replica/row"
+)
+
+// Hold stores an inbound message that was just accepted, before its 250 is
+// passed on.
+func (s *Store) Hold(ctx context.Context, h row.Held) (row.Held, error) {
+	msg, err := s.Message(h.Ref)
+	if err != nil {
+		return h, err
+	}
+	h.Key = BodyKey(BodyLen(msg))
+	s.mu.Lock()
+	s.nextID++
+	h.ID = s.nextID
+	s.mu.Unlock()
+	if err := s.putHeld(ctx, &h); err != nil {
+		return h, err
+	}
+	s.mu.Lock()
+	s.held[h.ID] = &h
+	s.mu.Unlock()
+	return h, nil
+}
+
+func (s *Store) putHeld(ctx context.Context, h *row.Held) error {
+	b, err := json.Marshal(h)
+	if err != nil {
+		return err
+	}
+	if _, err := s.Meta.Commit(ctx, meta.Batch{Do: []meta.Op{{Key: idKey("d", h.ID), Val: b}}}); err != nil {
+		return fmt.Errorf("hold delivery: %w", err)
+	}
+	return nil
+}
+
+// HeldAll lists the held deliveries, oldest first.
+func (s *Store) HeldAll() []row.Held {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := make([]row.Held, 0, len(s.held))
+	for _, h := range s.held {
+		out = append(out, *h)
+	}
+	sort.Slice(out, func(i, j int) bool { return out[i].ID < out[j].ID })
+	return out
+}
+
+// HeldCount is len(HeldAll()).
+func (s *Store) HeldCount() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.held)
+}
+
+// DropHeld forgets recipients of a held delivery, and the delivery with its last.
+func (s *Store) DropHeld(ctx context.Context, id uint64, gone func(rcpt string) bool) error {
+	s.mu.Lock()
+	h := s.held[id]
+	if h == nil {
+		s.mu.Unlock()
+		return nil
+	}
+	c := *h
+	c.Rcpts = slices.DeleteFunc(slices.Clone(h.Rcpts), gone)
+	s.mu.Unlock()
+	if len(c.Rcpts) == len(h.Rcpts) {
+		return nil
+	}
+	if len(c.Rcpts) > 0 {
+		if err := s.putHeld(ctx, &c); err != nil {
+			return err
+		}
+		s.mu.Lock()
+		s.held[id] = &c
+		s.mu.Unlock()
+		return nil
+	}
+	if _, err := s.Meta.Commit(ctx, meta.Batch{Do: []meta.Op{{Key: idKey("d", id), Del: true}}}); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	delete(s.held, id)
+	s.mu.Unlock()
+	return nil
+}
+
+// BodyLen is the length of a message behind its header, by which a delivered
+// message is found again: production prepends to headers.
+func BodyLen(msg []byte) int64 { return int64(len(msg) - HeaderLen(msg)) }
+
+// HeaderLen is the length of a message's header with its empty line.
+func HeaderLen(msg []byte) int {
+	if i := bytes.Index(msg, []byte("\r\n\r\n")); i >= 0 {
+		return i + 4
+	}
+	return len(msg)
+}
+
+// Arrival is a message found in a mailbox, of which only the header was read.
+type Arrival struct {
+	Header []byte
+	Size   int64 // of the whole message
+}
+
+// MatchHeld looks for the held delivery that an arrival is. The header that
+// was sent must be the end of the one that arrived, and the bodies of one
+// length. It returns the whole message as it arrived.
+func (s *Store) MatchHeld(a Arrival) (h row.Held, msg []byte, ok bool) {
+	key := BodyKey(a.Size - int64(len(a.Header)))
+	for _, h := range s.HeldAll() {
+		if h.Key != key {
+			continue
+		}
+		orig, err := s.Message(h.Ref)
+		if err != nil {
+			continue
+		}
+		n := HeaderLen(orig)
+		if bytes.HasSuffix(a.Header, orig[:n]) && atLineStart(a.Header, len(a.Header)-n) {
+			return h, append(slices.Clone(a.Header), orig[n:]...), true
+		}
+	}
+	return row.Held{}, nil, false
+}
+
+// MatchHeldBody is MatchHeld for a message read whole: bodies must be equal,
+// and every header line that was sent must be there.
+func (s *Store) MatchHeldBody(msg []byte) (h row.Held, ok bool) {
+	key, n := BodyKey(BodyLen(msg)), HeaderLen(msg)
+	for _, h := range s.HeldAll() {
+		if h.Key != key {
+			continue
+		}
+		orig, err := s.Message(h.Ref)
+		if err != nil {
+			continue
+		}
+		o := HeaderLen(orig)
+		if bytes.Equal(orig[o:], msg[n:]) && containsLines(msg[:n], orig[:o]) {
+			return h, true
+		}
+	}
+	return row.Held{}, false
+}
+
+func atLineStart(b []byte, i int) bool { return i == 0 || i > 0 && b[i-1] == '\n' }
+
+func containsLines(header, lines []byte) bool {
+	for l := range bytes.Lines(lines) {
+		i := bytes.Index(header, l)
+		if i < 0 {
+			return false
+		}
+		header = header[i+len(l):]
+	}
+	return true
+}
+
+// BodyKey is the Key of a held delivery with a body of n bytes.
+func BodyKey(n int64) string { return fmt.Sprint(n) }
+
+// Landed records that a held delivery was seen in a mailbox: its recipients
+// that lead there are done, and if one alone could have, its route is learned.
+// Once it was seen as often as it has recipients, it is done whole.
+func (s *Store) Landed(ctx context.Context, h row.Held, account, mailbox string) error {
+	here := func(rcpt string) bool {
+		r, ok := s.RouteOf(rcpt)
+		return ok && r.Account == account
+	}
+	if slices.ContainsFunc(h.Rcpts, here) {
+		return s.DropHeld(ctx, h.ID, here)
+	}
+	var unknown []string
+	for _, r := range h.Rcpts {
+		if _, ok := s.RouteOf(r); !ok {
+			unknown = append(unknown, r)
+		}
+	}
+	if len(unknown) == 1 {
+		if err := s.LearnRoute(ctx, row.Route{Recipient: unknown[0], Account: account, Mailbox: mailbox, Learned: time.Now()}); err != nil {
+			return err
+		}
+		return s.DropHeld(ctx, h.ID, here)
+	}
+	h.Seen = append(slices.Clone(h.Seen), account)
+	if len(h.Seen) >= len(h.Rcpts) {
+		return s.DropHeld(ctx, h.ID, func(string) bool { return true })
+	}
+	if err := s.putHeld(ctx, &h); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.held[h.ID] = &h
+	s.mu.Unlock()
+	return nil
+}
+
+// LearnRoute stores where mail for a recipient lands.
+func (s *Store) LearnRoute(ctx context.Context, r row.Route) error {
+	r.Recipient = strings.ToLower(r.Recipient)
+	b, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	if _, err := s.Meta.Commit(ctx, meta.Batch{Do: []meta.Op{{Key: []byte("rt/" + r.Recipient), Val: b}}}); err != nil {
+		return fmt.Errorf("store route: %w", err)
+	}
+	s.mu.Lock()
+	s.routes[r.Recipient] = r
+	s.mu.Unlock()
+	return nil
+}
+
+// RouteOf says where mail for a recipient goes: by a learned route, or to the
+// account of that very name.
+func (s *Store) RouteOf(rcpt string) (row.Route, bool) {
+	key := strings.ToLower(rcpt)
+	s.mu.Lock()
+	r, ok := s.routes[key]
+	s.mu.Unlock()
+	if ok {
+		return r, true
+	}
+	if name, ok := s.Resolve(rcpt); ok {
+		return row.Route{Recipient: key, Account: name, Mailbox: "INBOX"}, true
+	}
+	if local, dom, ok := strings.Cut(rcpt, "@"); ok && slices.Contains(s.opt.Domains, strings.ToLower(dom)) {
+		if name, ok := s.Resolve(local); ok {
+			return row.Route{Recipient: key, Account: name, Mailbox: "INBOX"}, true
+		}
+	}
+	// user+detail@domain is the user's (RFC 5233), unless it has a route of its own.
+	if local, dom, ok := strings.Cut(key, "@"); ok {
+		if user, _, ok := strings.Cut(local, "+"); ok {
+			return s.RouteOf(user + "@" + dom)
+		}
+	}
+	return row.Route{}, false
+}
+
+// Routes lists what was learned.
+func (s *Store) Routes() []row.Route {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := make([]row.Route, 0, len(s.routes))
+	for _, r := range s.routes {
+		out = append(out, r)
+	}
+	sort.Slice(out, func(i, j int) bool { return out[i].Recipient < out[j].Recipient })
+	return out
+}
+
+// Enqueue stores outbound mail, durably.
+func (s *Store) Enqueue(ctx context.Context, q row.Queued) (row.Queued, error) {
+	if q.ID == 0 {
+		s.mu.Lock()
+		s.nextID++
+		q.ID = s.nextID
+		s.mu.Unlock()
+	}
+	b, err := json.Marshal(q)
+	if err != nil {
+		return q, err
+	}
+	_, err = s.Meta.Commit(ctx, meta.Batch{Do: []meta.Op{{Key: idKey("q", q.ID), Val: b}}})
+	return q, err
+}
+
+// Dequeue forgets outbound mail that was handed on.
+func (s *Store) Dequeue(ctx context.Context, id uint64) error {
+	_, err := s.Meta.Commit(ctx, meta.Batch{Do: []meta.Op{{Key: idKey("q", id), Del: true}}})
+	return err
+}
+
+// Queue lists the outbound mail.
+func (s *Store) Queue() ([]row.Queued, error) {
+	var out []row.Queued
+	err := s.Meta.View(func(sn meta.Snap) error {
+		for _, v := range sn.Scan([]byte("q/"), []byte("q0")) {
+			var q row.Queued
+			if err := json.Unmarshal(v, &q); err != nil {
+				return err
+			}
+			out = append(out, q)
+		}
+		return sn.Err()
+	})
+	return out, err
+}
+
+// Deliver puts a held message into the mailbox of one of its recipients, and
+// strikes the recipient off, in one batch: it can be tried again at any time.
+// msg is the message as it is to be stored; its end is what the sender gave.
+func (s *Store) Deliver(ctx context.Context, h row.Held, rcpt string, msg []byte) error {
+	route, ok := s.RouteOf(rcpt)
+	if !ok {
+		return fmt.Errorf("%w: no route for %s", ErrNoMailbox, rcpt)
+	}
+	ref, err := s.PutMessage(msg)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	cur := s.held[h.ID]
+	if cur == nil || !slices.Contains(cur.Rcpts, rcpt) {
+		s.mu.Unlock()
+		return nil
+	}
+	left := *cur
+	left.Rcpts = slices.DeleteFunc(slices.Clone(cur.Rcpts), func(r string) bool { return r == rcpt })
+	s.mu.Unlock()
+	err = s.Update(ctx, route.Account, Acting, func(tx *Tx) error {
+		m := tx.Box(route.Mailbox)
+		if m == nil || m.NoSelect {
+			if m = tx.Box("INBOX"); m == nil {
+				return fmt.Errorf("%w: INBOX of %s", ErrNoMailbox, route.Account)
+			}
+		}
+		r := &row.Message{UID: m.TakeUID(), ModSeq: m.ModSeq + 1, Date: time.Now().Truncate(time.Second), Size: ref.Size, Ref: ref,
+			Fresh: !s.opt.Primary, Tail: h.Ref.Size, Flags: []string{}}
+		m.ModSeq++
+		tx.PutRow(m.ID, r)
+		tx.Put(m)
+		if len(left.Rcpts) == 0 {
+			tx.batch.Delete(idKey("d", h.ID))
+		} else {
+			tx.putJSON(idKey("d", h.ID), left)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(left.Rcpts) == 0 {
+		delete(s.held, h.ID)
+	} else {
+		s.held[h.ID] = &left
+	}
+	return nil
+}

@@ -1,0 +1,421 @@
+// Package replica keeps the whole mail store of production: accounts,
+// mailboxes and messages, what is in flight (held deliveries, queued mail),
+// routes and tasks, over a metadata store (rows) and a message store (bytes).
+//
+// Implementation notes. The account is the partition: every change goes
+// through Update, which holds the account's lock, collects one batch, commits
+// it durably, and only then shows it to readers and watchers. Readers take
+// immutable snapshots and hold no lock. Who may write is a field of the
+// account, Home: the mirror and the transaction cache write while it is
+// Production, the standby while it is Standby; the other side gets
+// ErrNotHome, so a late result of one can never overwrite the other's. While
+// Home is Standby the first change of a row saves what it was (the base of the
+// three-way merge). Messages are stored before rows refer to them. Lock order:
+// account.mu before Store.mu.
+package replica
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"sort"
+	"strings"
+	"sync"
+	"time"
+
+	"understudy/replica/blob"
+	"understudy/replica/meta"
+	"understudy/replica/row"
+)
+
+// Errors of the store; the standby turns them into protocol answers.
+var (
+	ErrNotHome   = errors.New("the other side answers for this account")
+	ErrNoAccount = errors.New("no such account")
+	ErrNoMailbox = errors.New("no such mailbox")
+	ErrExists    = errors.New("mailbox exists")
+	ErrName      = errors.New("bad mailbox name")
+)
+
+// Options of Open.
+type Options struct {
+	Dir string
+	// Primary: the store is nobody's replica but a server's own; the standby
+	// engine may always write and no base is kept.
+	Primary bool
+	// FoldCase: user names that differ in case only are one account.
+	FoldCase bool
+	// Domains whose local parts are account names, in lower case.
+	Domains []string
+}
+
+// Store is the replica.
+type Store struct {
+	Meta  meta.Store
+	Blobs *blob.Store
+
+	opt Options
+
+	mu       sync.Mutex
+	accounts map[string]*account
+	held     map[uint64]*row.Held
+	routes   map[string]row.Route
+	nextID   uint64
+	cached   int // rows in snapshots
+}
+
+type account struct {
+	mu    sync.Mutex
+	info  row.Account
+	boxes map[row.MailboxID]*row.Mailbox
+	snaps map[row.MailboxID]*row.Snapshot
+	watch map[chan struct{}]struct{}
+
+	clock   uint64
+	touched map[row.MailboxID]map[uint32]uint64
+}
+
+// maxCached bounds the message rows that snapshots keep in memory (about 300
+// bytes each).
+const maxCached = 400_000
+
+// Open opens or makes the replica in a directory.
+func Open(o Options) (*Store, error) {
+	blobs, err := blob.Open(filepath.Join(o.Dir, "messages"))
+	if err != nil {
+		return nil, err
+	}
+	m, err := meta.OpenBolt(filepath.Join(o.Dir, "meta.db"))
+	if err != nil {
+		return nil, errors.Join(err, blobs.Close())
+	}
+	s := &Store{Meta: m, Blobs: blobs, opt: o, accounts: map[string]*account{}, held: map[uint64]*row.Held{}, routes: map[string]row.Route{}}
+	if err := s.load(); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return s, nil
+}
+
+// Close closes both stores.
+func (s *Store) Close() error { return errors.Join(s.Meta.Close(), s.Blobs.Close()) }
+
+func (s *Store) load() error {
+	return s.Meta.View(func(sn meta.Snap) error {
+		for _, v := range sn.Scan([]byte("a/"), []byte("a0")) {
+			a := newAccount(row.Account{})
+			if err := json.Unmarshal(v, &a.info); err != nil {
+				return fmt.Errorf("account row: %w", err)
+			}
+			p := boxPrefix(a.info.Name)
+			for _, v := range sn.Scan(p, meta.PrefixEnd(p)) {
+				m := &row.Mailbox{}
+				if err := json.Unmarshal(v, m); err != nil {
+					return fmt.Errorf("mailbox row: %w", err)
+				}
+				a.boxes[m.ID] = m
+			}
+			s.accounts[s.fold(a.info.Name)] = a
+		}
+		for _, v := range sn.Scan([]byte("d/"), []byte("d0")) {
+			h := &row.Held{}
+			if err := json.Unmarshal(v, h); err != nil {
+				return fmt.Errorf("held delivery row: %w", err)
+			}
+			s.held[h.ID] = h
+			s.nextID = max(s.nextID, h.ID)
+		}
+		for k := range sn.Scan([]byte("q/"), []byte("q0")) {
+			s.nextID = max(s.nextID, binary.BigEndian.Uint64(k[2:]))
+		}
+		for _, v := range sn.Scan([]byte("rt/"), []byte("rt0")) {
+			var r row.Route
+			if err := json.Unmarshal(v, &r); err != nil {
+				return fmt.Errorf("route row: %w", err)
+			}
+			s.routes[r.Recipient] = r
+		}
+		return nil
+	})
+}
+
+func newAccount(info row.Account) *account {
+	return &account{info: info, boxes: map[row.MailboxID]*row.Mailbox{}, snaps: map[row.MailboxID]*row.Snapshot{}, watch: map[chan struct{}]struct{}{}, touched: map[row.MailboxID]map[uint32]uint64{}}
+}
+
+func (s *Store) fold(name string) string {
+	if s.opt.FoldCase {
+		return strings.ToLower(name)
+	}
+	return name
+}
+
+func acctKey(name string) []byte   { return []byte("a/" + name) }
+func boxPrefix(name string) []byte { return []byte("m/" + name + "\x00") }
+func boxKey(name string, id row.MailboxID) []byte {
+	return binary.BigEndian.AppendUint32(boxPrefix(name), uint32(id))
+}
+func rowPrefix(kind byte, name string, id row.MailboxID) []byte {
+	return binary.BigEndian.AppendUint32([]byte(string(kind)+"/"+name+"\x00"), uint32(id))
+}
+func rowKey(kind byte, name string, id row.MailboxID, uid uint32) []byte {
+	return binary.BigEndian.AppendUint32(rowPrefix(kind, name, id), uid)
+}
+func idKey(kind string, id uint64) []byte {
+	return binary.BigEndian.AppendUint64([]byte(kind+"/"), id)
+}
+
+// Resolve returns the account's own spelling of a user name.
+func (s *Store) Resolve(user string) (string, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if a, ok := s.accounts[s.fold(user)]; ok {
+		return a.info.Name, true
+	}
+	return "", false
+}
+
+func (s *Store) account(name string) (*account, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if a, ok := s.accounts[s.fold(name)]; ok {
+		return a, nil
+	}
+	return nil, fmt.Errorf("%w: %q", ErrNoAccount, name)
+}
+
+// EnsureAccount adds an account unless it is there, and returns its spelling.
+func (s *Store) EnsureAccount(ctx context.Context, name string, home row.Home) (string, error) {
+	if name == "" || strings.ContainsRune(name, 0) || len(name) > 512 {
+		return "", fmt.Errorf("%w: bad name", ErrNoAccount)
+	}
+	if n, ok := s.Resolve(name); ok {
+		return n, nil
+	}
+	info := row.Account{Name: name, NextID: 1, Home: home}
+	b, err := json.Marshal(info)
+	if err != nil {
+		return "", err
+	}
+	_, err = s.Meta.Commit(ctx, meta.Batch{If: []meta.Cond{{Key: acctKey(name)}}, Do: []meta.Op{{Key: acctKey(name), Val: b}}})
+	if err != nil && !errors.Is(err, meta.ErrConflict) {
+		return "", fmt.Errorf("add account %s: %w", name, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if a, ok := s.accounts[s.fold(name)]; ok {
+		return a.info.Name, nil
+	}
+	s.accounts[s.fold(name)] = newAccount(info)
+	return name, nil
+}
+
+// Accounts lists all accounts by name.
+func (s *Store) Accounts() []row.Account {
+	s.mu.Lock()
+	all := make([]*account, 0, len(s.accounts))
+	for _, a := range s.accounts {
+		all = append(all, a)
+	}
+	s.mu.Unlock()
+	out := make([]row.Account, 0, len(all))
+	for _, a := range all {
+		a.mu.Lock()
+		out = append(out, a.info)
+		a.mu.Unlock()
+	}
+	sort.Slice(out, func(i, j int) bool { return out[i].Name < out[j].Name })
+	return out
+}
+
+// Home says which side answers for an account.
+func (s *Store) Home(name string) (row.Home, error) {
+	a, err := s.account(name)
+	if err != nil {
+		return 0, err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.info.Home, nil
+}
+
+// Mailboxes lists an account's mailboxes by name.
+func (s *Store) Mailboxes(name string) ([]row.Mailbox, error) {
+	a, err := s.account(name)
+	if err != nil {
+		return nil, err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	out := make([]row.Mailbox, 0, len(a.boxes))
+	for _, m := range a.boxes {
+		out = append(out, *m)
+	}
+	sort.Slice(out, func(i, j int) bool { return out[i].Name < out[j].Name })
+	return out, nil
+}
+
+func (a *account) byName(name string) *row.Mailbox {
+	for _, m := range a.boxes {
+		if m.Name == name {
+			return m
+		}
+	}
+	return nil
+}
+
+// Snapshot returns a mailbox as it is now.
+func (s *Store) Snapshot(user, mailbox string) (*row.Snapshot, error) {
+	a, err := s.account(user)
+	if err != nil {
+		return nil, err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	m := a.byName(mailbox)
+	if m == nil {
+		return nil, fmt.Errorf("%w: %q", ErrNoMailbox, mailbox)
+	}
+	return s.snapshot(a, m)
+}
+
+// SnapshotByID is Snapshot for a mailbox that may have been renamed.
+func (s *Store) SnapshotByID(user string, id row.MailboxID) (*row.Snapshot, error) {
+	a, err := s.account(user)
+	if err != nil {
+		return nil, err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	m := a.boxes[id]
+	if m == nil {
+		return nil, ErrNoMailbox
+	}
+	return s.snapshot(a, m)
+}
+
+// snapshot loads or returns the cached one; a.mu is held.
+func (s *Store) snapshot(a *account, m *row.Mailbox) (*row.Snapshot, error) {
+	if sn := a.snaps[m.ID]; sn != nil {
+		return sn, nil
+	}
+	sn := &row.Snapshot{Mailbox: *m}
+	rows, err := s.rows('r', a.info.Name, m.ID)
+	if err != nil {
+		return nil, fmt.Errorf("read mailbox %s of %s: %w", m.Name, a.info.Name, err)
+	}
+	sn.Rows = rows
+	sn.UIDs = make([]uint32, len(rows))
+	for i, r := range rows {
+		sn.UIDs[i] = r.UID
+	}
+	s.mu.Lock()
+	s.cached += len(rows)
+	full := s.cached > maxCached
+	if full {
+		s.cached = 0
+	}
+	s.mu.Unlock()
+	if full {
+		clear(a.snaps)
+	}
+	a.snaps[m.ID] = sn
+	return sn, nil
+}
+
+func (s *Store) rows(kind byte, name string, id row.MailboxID) ([]*row.Message, error) {
+	var out []*row.Message
+	p := rowPrefix(kind, name, id)
+	err := s.Meta.View(func(v meta.Snap) error {
+		for _, b := range v.Scan(p, meta.PrefixEnd(p)) {
+			m, err := row.DecodeMessage(b)
+			if err != nil {
+				return err
+			}
+			out = append(out, m)
+		}
+		return v.Err()
+	})
+	return out, err
+}
+
+// Watch returns a channel that gets a value after every change of an account;
+// changes that come close together may share one. Call stop when done.
+func (s *Store) Watch(user string) (c <-chan struct{}, stop func(), err error) {
+	a, err := s.account(user)
+	if err != nil {
+		return nil, nil, err
+	}
+	ch := make(chan struct{}, 1)
+	a.mu.Lock()
+	a.watch[ch] = struct{}{}
+	a.mu.Unlock()
+	return ch, func() {
+		a.mu.Lock()
+		delete(a.watch, ch)
+		a.mu.Unlock()
+	}, nil
+}
+
+// Message reads the bytes of a message.
+func (s *Store) Message(ref row.Ref) ([]byte, error) { return s.Blobs.Get(ref) }
+
+// PutMessage stores the bytes of a message, durably.
+func (s *Store) PutMessage(b []byte) (row.Ref, error) { return s.Blobs.Put(b) }
+
+// LoadJSON reads a single value, such as the failover state; ok is false if
+// it was never saved.
+func (s *Store) LoadJSON(key string, v any) (ok bool, err error) {
+	err = s.Meta.View(func(sn meta.Snap) error {
+		b, _, err := sn.Get([]byte("s/" + key))
+		if err != nil || b == nil {
+			return err
+		}
+		ok = true
+		return json.Unmarshal(b, v)
+	})
+	if err != nil {
+		err = fmt.Errorf("read %s: %w", key, err)
+	}
+	return ok, err
+}
+
+// SaveJSON stores a single value, durably.
+func (s *Store) SaveJSON(ctx context.Context, key string, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	if _, err := s.Meta.Commit(ctx, meta.Batch{Do: []meta.Op{{Key: []byte("s/" + key), Val: b}}}); err != nil {
+		return fmt.Errorf("save %s: %w", key, err)
+	}
+	return nil
+}
+
+// MarkSync records the outcome of an account's sweep.
+func (s *Store) MarkSync(ctx context.Context, user string, when time.Time, problem string) error {
+	return s.Update(ctx, user, Mirror, func(tx *Tx) error {
+		if problem == "" {
+			tx.info.LastSync = when
+		}
+		tx.info.LastErr = problem
+		tx.infoChanged = true
+		return nil
+	})
+}
+
+// Code names an error as an IMAP response code (RFC 5530), "" if it is none
+// that a client could understand.
+func (s *Store) Code(err error) string {
+	switch {
+	case errors.Is(err, ErrNoMailbox), errors.Is(err, ErrNoAccount):
+		return "NONEXISTENT"
+	case errors.Is(err, ErrExists):
+		return "ALREADYEXISTS"
+	case errors.Is(err, ErrName):
+		return "CANNOT"
+	}
+	return ""
+}

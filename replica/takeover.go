@@ -1,0 +1,205 @@
+package replica
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"time"
+
+	"understudy/replica/meta"
+	"understudy/replica/row"
+)
+
+// BeginActing hands an account to the standby. The mailboxes as they stand
+// become the base of the later merge; the first UID that the standby gives is
+// gap above UIDNEXT, for what production may have stored unseen. Doing it again
+// changes nothing.
+func (s *Store) BeginActing(ctx context.Context, user string, gap uint32) error {
+	return s.Update(ctx, user, Keeper, func(tx *Tx) error {
+		if tx.info.Home == row.Standby {
+			return nil
+		}
+		for _, m := range tx.Boxes() {
+			m.UIDNext = max(m.UIDNext, m.SyncedNext)
+			tx.putJSON(baseKey(tx.Name(), m.ID), m)
+			if !m.NoSelect {
+				m.Gap = gap
+			}
+			tx.Put(m)
+		}
+		if tx.Box("INBOX") == nil {
+			tx.make("INBOX", tx.sep(), nil)
+		}
+		tx.info.Home, tx.infoChanged = row.Standby, true
+		return nil
+	})
+}
+
+// Base is an account as it stood at the takeover.
+type Base struct {
+	Boxes []row.Mailbox
+	// Changed holds, by mailbox, the messages that the standby changed or
+	// deleted since, as they were.
+	Changed map[row.MailboxID]map[uint32]*row.Message
+}
+
+// BaseOf reads the base of an account.
+func (s *Store) BaseOf(user string) (Base, error) {
+	b := Base{Changed: map[row.MailboxID]map[uint32]*row.Message{}}
+	name, ok := s.Resolve(user)
+	if !ok {
+		return b, ErrNoAccount
+	}
+	err := s.Meta.View(func(sn meta.Snap) error {
+		p := boxPrefix(name)
+		p[0] = 'B'
+		for _, v := range sn.Scan(p, meta.PrefixEnd(p)) {
+			var m row.Mailbox
+			if err := json.Unmarshal(v, &m); err != nil {
+				return err
+			}
+			b.Boxes = append(b.Boxes, m)
+		}
+		p[0] = 'b'
+		for k, v := range sn.Scan(p, meta.PrefixEnd(p)) {
+			m, err := row.DecodeMessage(v)
+			if err != nil {
+				return err
+			}
+			id := row.MailboxID(binary.BigEndian.Uint32(k[len(p):]))
+			if b.Changed[id] == nil {
+				b.Changed[id] = map[uint32]*row.Message{}
+			}
+			b.Changed[id][m.UID] = m
+		}
+		return sn.Err()
+	})
+	return b, err
+}
+
+// EndActing hands an account back to production, which then holds the same as
+// the replica. The base is dropped.
+func (s *Store) EndActing(ctx context.Context, user string) error {
+	return s.Update(ctx, user, Keeper, func(tx *Tx) error {
+		if tx.info.Home == row.Production {
+			return nil
+		}
+		for _, m := range tx.Boxes() {
+			for _, r := range tx.Rows(m.ID) {
+				if r.Fresh || r.Tail != 0 {
+					c := *r
+					c.Fresh, c.Tail, c.Unsettled = false, 0, true
+					tx.PutRow(m.ID, &c)
+				}
+			}
+			m.Born, m.SyncedModSeq, m.Gap = false, 0, 0
+			tx.Put(m)
+		}
+		for _, kind := range []byte{'b', 'B'} {
+			p := boxPrefix(tx.Name())
+			p[0] = kind
+			tx.batch.DeleteRange(p, meta.PrefixEnd(p))
+		}
+		tx.info.Home, tx.infoChanged = row.Production, true
+		return nil
+	})
+}
+
+// Rebase makes a mailbox or message of the base equal to what production now
+// holds after one step of copy-back, so that a copy-back that is killed goes on
+// where it was.
+func (s *Store) Rebase(ctx context.Context, user string, f func(tx *Tx)) error {
+	return s.Update(ctx, user, Keeper, func(tx *Tx) error {
+		f(tx)
+		return nil
+	})
+}
+
+// SetBaseBox stores a mailbox of the base.
+func (tx *Tx) SetBaseBox(m row.Mailbox) { tx.putJSON(baseKey(tx.Name(), m.ID), m) }
+
+// DropBaseBox forgets a mailbox of the base and its messages.
+func (tx *Tx) DropBaseBox(id row.MailboxID) {
+	tx.batch.Delete(baseKey(tx.Name(), id))
+	p := rowPrefix('b', tx.Name(), id)
+	tx.batch.DeleteRange(p, meta.PrefixEnd(p))
+}
+
+// SetBaseRow stores a message of the base.
+func (tx *Tx) SetBaseRow(id row.MailboxID, m *row.Message) {
+	tx.batch.Put(rowKey('b', tx.Name(), id, m.UID), m.Encode())
+}
+
+// DropBaseRow forgets what a message was: from now on it is what it is.
+func (tx *Tx) DropBaseRow(id row.MailboxID, uid uint32) {
+	tx.batch.Delete(rowKey('b', tx.Name(), id, uid))
+}
+
+// SaveTask stores a task.
+func (s *Store) SaveTask(ctx context.Context, t row.Task) error {
+	b, err := json.Marshal(t)
+	if err != nil {
+		return err
+	}
+	_, err = s.Meta.Commit(ctx, meta.Batch{Do: []meta.Op{{Key: taskKey(t.Job, t.Seq), Val: b}}})
+	return err
+}
+
+func taskKey(job string, seq int) []byte {
+	return binary.BigEndian.AppendUint64([]byte("t/"+job+"\x00"), uint64(seq))
+}
+
+// PlanTasks replaces all tasks of a job, in one batch.
+func (s *Store) PlanTasks(ctx context.Context, job string, tasks []row.Task) error {
+	var b meta.Batch
+	p := []byte("t/" + job + "\x00")
+	b.DeleteRange(p, meta.PrefixEnd(p))
+	for _, t := range tasks {
+		v, err := json.Marshal(t)
+		if err != nil {
+			return err
+		}
+		b.Put(taskKey(job, t.Seq), v)
+	}
+	_, err := s.Meta.Commit(ctx, b)
+	return err
+}
+
+// Tasks lists the tasks of a job, or with "" of all jobs.
+func (s *Store) Tasks(job string) ([]row.Task, error) {
+	p := []byte("t/")
+	if job != "" {
+		p = []byte("t/" + job + "\x00")
+	}
+	var out []row.Task
+	err := s.Meta.View(func(sn meta.Snap) error {
+		for _, v := range sn.Scan(p, meta.PrefixEnd(p)) {
+			var t row.Task
+			if err := json.Unmarshal(v, &t); err != nil {
+				return err
+			}
+			out = append(out, t)
+		}
+		return sn.Err()
+	})
+	return out, err
+}
+
+// TrimTasks forgets finished tasks that ended before a moment.
+func (s *Store) TrimTasks(ctx context.Context, before time.Time) error {
+	all, err := s.Tasks("")
+	if err != nil {
+		return err
+	}
+	var b meta.Batch
+	for _, t := range all {
+		if t.Finished() && t.Ended.Before(before) {
+			b.Delete(taskKey(t.Job, t.Seq))
+		}
+	}
+	if len(b.Do) == 0 {
+		return nil
+	}
+	_, err = s.Meta.Commit(ctx, b)
+	return err
+}

@@ -1,0 +1,303 @@
+// Package snoop is the transaction cache: it makes what crosses the wire
+// durable in the replica before a client is told OK, holds inbound mail until
+// it is seen in a mailbox, and asks for a targeted sync where the wire alone
+// did not tell enough.
+//
+// Implementation notes. A change is settled in one of two ways: from what the
+// wire told (UIDs by APPENDUID, COPYUID, or the session's view), or, where that
+// is not certain, by a sync of the mailbox that begins after production's OK
+// was seen. If neither works the caller must not pass the OK on. What was
+// settled from the wire is refined soon after by a sync that was only hinted
+// at: INTERNALDATE, RFC822.SIZE and MODSEQ as production states them.
+package snoop
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"understudy/replica/row"
+	"understudy/snoop/imapsession"
+	"understudy/snoop/imapwire"
+)
+
+// Replica is what the cache changes.
+type Replica interface {
+	Snapshot(user, mailbox string) (*row.Snapshot, error)
+	Mailboxes(user string) ([]row.Mailbox, error)
+	LearnAppend(ctx context.Context, user, mailbox string, validity, uid uint32, n row.New) error
+	LearnFlags(ctx context.Context, user, mailbox string, c row.FlagChange, told []row.FlagsOf) error
+	LearnExpunge(ctx context.Context, user, mailbox string, uids []uint32) error
+	LearnCopy(ctx context.Context, user string, c row.CopyOf) error
+	Hold(ctx context.Context, h row.Held) (row.Held, error)
+	RouteOf(rcpt string) (row.Route, bool)
+}
+
+// Syncer reads from production.
+type Syncer interface {
+	// SyncMailbox returns when the replica holds all that production held of
+	// a mailbox at the time of the call.
+	SyncMailbox(ctx context.Context, account, mailbox string) error
+	// SyncFolders does so for the list of mailboxes.
+	SyncFolders(ctx context.Context, account string) error
+	// Hint asks for a sync of a mailbox soon.
+	Hint(account, mailbox string)
+	// Expect asks for syncs of a mailbox until a delivery has arrived.
+	Expect(account, mailbox string)
+}
+
+// Options of New.
+type Options struct {
+	Replica Replica
+	Syncer  Syncer
+	// Local reports whether mail for an address stays on production.
+	Local func(addr string) bool
+	Log   *slog.Logger
+}
+
+// Cache is the transaction cache.
+type Cache struct {
+	opt Options
+
+	wire, synced, held atomic.Int64
+}
+
+// New returns a cache.
+func New(o Options) *Cache { return &Cache{opt: o} }
+
+// Counts tells how many changes were settled from the wire, how many by a
+// sync, and how many messages were held.
+func (c *Cache) Counts() (wire, synced, held int64) {
+	return c.wire.Load(), c.synced.Load(), c.held.Load()
+}
+
+// syncLimit bounds a sync that a client's OK waits for.
+const syncLimit = 30 * time.Second
+
+// View returns the UIDs of a mailbox if the replica holds it in this state.
+func (c *Cache) View(account, mailbox string, validity, next uint32, exists int) ([]uint32, bool) {
+	sn, err := c.opt.Replica.Snapshot(account, mailbox)
+	if err != nil || !sn.Synced || sn.OnProduction() != validity || sn.UIDNext != next || len(sn.UIDs) != exists {
+		return nil, false
+	}
+	return sn.UIDs, true
+}
+
+// Hint tells that a mailbox changed in a way that was not followed.
+func (c *Cache) Hint(account, mailbox string) { c.opt.Syncer.Hint(account, mailbox) }
+
+// Virtual returns what a mailbox's UIDVALIDITY is shown as, 0 if as it is.
+func (c *Cache) Virtual(account, mailbox string) uint32 {
+	boxes, err := c.opt.Replica.Mailboxes(account)
+	if err != nil {
+		return 0
+	}
+	for _, m := range boxes {
+		if m.Name == mailbox && m.ProdUIDValidity != 0 {
+			return m.UIDValidity
+		}
+	}
+	return 0
+}
+
+// Settle makes durable what an accepted command changed.
+func (c *Cache) Settle(ctx context.Context, account string, cmd *imapsession.Cmd, ok imapwire.Response, sp row.Spool) error {
+	ctx, cancel := context.WithTimeout(ctx, syncLimit)
+	defer cancel()
+	err := c.fromWire(ctx, account, cmd, ok, sp)
+	if err == nil {
+		c.wire.Add(1)
+		return nil
+	}
+	if !errors.Is(err, errUnclear) {
+		c.opt.Log.Debug("change is not clear from the wire", "account", account, "command", cmd.Verb, "err", err)
+	}
+	c.synced.Add(1)
+	return c.bySync(ctx, account, cmd)
+}
+
+var errUnclear = errors.New("the wire does not tell enough")
+
+func (c *Cache) fromWire(ctx context.Context, account string, cmd *imapsession.Cmd, ok imapwire.Response, sp row.Spool) error {
+	if cmd.Unknown {
+		return errUnclear
+	}
+	var err error
+	switch cmd.Verb {
+	case "APPEND":
+		err = c.appended(ctx, account, cmd, ok, sp)
+	case "STORE", "UID STORE":
+		err = c.stored(ctx, account, cmd, ok)
+	case "EXPUNGE", "UID EXPUNGE":
+		err = c.opt.Replica.LearnExpunge(ctx, account, cmd.Mailbox, cmd.Expunged)
+	case "COPY", "UID COPY", "MOVE", "UID MOVE":
+		return c.copied(ctx, account, cmd)
+	default:
+		return errUnclear
+	}
+	if err == nil {
+		c.opt.Syncer.Hint(account, cmd.Mailbox)
+	}
+	return err
+}
+
+// bySync settles by reading from production what became of a command.
+func (c *Cache) bySync(ctx context.Context, account string, cmd *imapsession.Cmd) error {
+	switch cmd.Verb {
+	case "CREATE", "DELETE", "RENAME", "SUBSCRIBE", "UNSUBSCRIBE":
+		return c.opt.Syncer.SyncFolders(ctx, account)
+	case "CLOSE":
+		sn, err := c.opt.Replica.Snapshot(account, cmd.Mailbox)
+		if err == nil && !slices.ContainsFunc(sn.Rows, func(m *row.Message) bool { return m.HasFlag(`\Deleted`) }) {
+			c.opt.Syncer.Hint(account, cmd.Mailbox)
+			return nil
+		}
+	case "COPY", "UID COPY", "MOVE", "UID MOVE":
+		r := cmd.Args()
+		r.Set()
+		r.SP()
+		if to := r.Mailbox(); r.Err() == nil {
+			if err := c.opt.Syncer.SyncMailbox(ctx, account, to); err != nil {
+				return err
+			}
+		}
+	}
+	if cmd.Mailbox == "" {
+		return nil // nothing was selected, nothing was changed
+	}
+	return c.opt.Syncer.SyncMailbox(ctx, account, cmd.Mailbox)
+}
+
+func (c *Cache) appended(ctx context.Context, account string, cmd *imapsession.Cmd, ok imapwire.Response, sp row.Spool) error {
+	if ok.Code != "APPENDUID" || cmd.Extra || sp == nil {
+		return errUnclear
+	}
+	code := imapwire.NewReader(ok.Arg)
+	validity := code.Number32()
+	code.SP()
+	uid := code.Number32()
+	code.End()
+	r := cmd.Args()
+	r.Mailbox()
+	r.SP()
+	n := row.New{Date: time.Now()}
+	if r.Peek() == '(' {
+		n.Flags = r.Flags()
+		r.SP()
+	}
+	if r.Peek() == '"' {
+		d, err := imapwire.ParseDateTime(r.String())
+		if err != nil {
+			return err
+		}
+		n.Date = d
+		r.SP()
+	}
+	if code.Err() != nil || r.Err() != nil || r.Peek() != '{' && r.Peek() != '~' {
+		return errUnclear
+	}
+	var err error
+	if n.Ref, err = sp.Commit(); err != nil {
+		return err
+	}
+	return c.opt.Replica.LearnAppend(ctx, account, cmd.Mailbox, validity, uid, n)
+}
+
+func (c *Cache) stored(ctx context.Context, account string, cmd *imapsession.Cmd, ok imapwire.Response) error {
+	ch := row.FlagChange{UIDs: cmd.UIDs}
+	r := cmd.Args()
+	r.Set()
+	r.SP()
+	switch {
+	case r.Accept('+'):
+		ch.Op = row.Add
+	case r.Accept('-'):
+		ch.Op = row.Remove
+	}
+	if !strings.HasPrefix(strings.ToUpper(r.Atom()), "FLAGS") || ok.Code == "MODIFIED" {
+		return errUnclear // UNCHANGEDSINCE, too
+	}
+	r.SP()
+	if r.Peek() == '(' {
+		ch.Flags = r.Flags()
+	} else {
+		ch.Flags = append(ch.Flags, r.Flag())
+		for r.Accept(' ') {
+			ch.Flags = append(ch.Flags, r.Flag())
+		}
+	}
+	if r.Err() != nil {
+		return errUnclear
+	}
+	told := make([]row.FlagsOf, 0, len(cmd.Fetched))
+	for _, f := range cmd.Fetched {
+		told = append(told, row.FlagsOf{UID: f.UID, Flags: f.Flags})
+	}
+	return c.opt.Replica.LearnFlags(ctx, account, cmd.Mailbox, ch, told)
+}
+
+func (c *Cache) copied(ctx context.Context, account string, cmd *imapsession.Cmd) error {
+	r := cmd.Args()
+	r.Set()
+	r.SP()
+	cp := row.CopyOf{From: cmd.Mailbox, To: r.Mailbox(), Move: strings.HasSuffix(cmd.Verb, "MOVE")}
+	if r.Err() != nil || cmd.CopyUID == nil {
+		return errUnclear
+	}
+	code := imapwire.NewReader(cmd.CopyUID)
+	cp.UIDValidity = code.Number32()
+	code.SP()
+	src := code.Set()
+	code.SP()
+	dst := code.Set()
+	if code.Err() != nil {
+		return errUnclear
+	}
+	var err error
+	if cp.Src, err = src.Numbers(1 << 20); err != nil {
+		return err
+	}
+	if cp.Dst, err = dst.Numbers(1 << 20); err != nil {
+		return err
+	}
+	if err := c.opt.Replica.LearnCopy(ctx, account, cp); err != nil {
+		return err
+	}
+	c.opt.Syncer.Hint(account, cp.To)
+	if cp.Move {
+		c.opt.Syncer.Hint(account, cp.From)
+	}
+	return nil
+}
+
+// Accepted holds a message that production answered with 250, for those of
+// its recipients whose mailboxes are on production.
+func (c *Cache) Accepted(ctx context.Context, m row.Envelope, sp row.Spool) error {
+	h := row.Held{From: m.From, Params: m.Params, Arrived: time.Now()}
+	for _, r := range m.Rcpts {
+		if c.opt.Local(r) {
+			h.Rcpts = append(h.Rcpts, r)
+		}
+	}
+	if len(h.Rcpts) == 0 {
+		return nil
+	}
+	var err error
+	if h.Ref, err = sp.Commit(); err != nil {
+		return err
+	}
+	if _, err := c.opt.Replica.Hold(ctx, h); err != nil {
+		return err
+	}
+	c.held.Add(1)
+	for _, r := range h.Rcpts {
+		if rt, ok := c.opt.Replica.RouteOf(r); ok {
+			c.opt.Syncer.Expect(rt.Account, rt.Mailbox)
+		}
+	}
+	return nil
+}

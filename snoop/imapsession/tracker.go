@@ -1,0 +1,249 @@
+// Package imapsession follows one IMAP session from the outside, after login:
+// the selected mailbox, the client's number → UID view, and the commands that
+// wait for their answer.
+//
+// Implementation notes. A Tracker is fed the pieces of both directions by one
+// goroutine each; its caller holds a lock around every call. It never guesses:
+// a number that it cannot map to a UID is reported as unknown, and anything
+// that a correct server would not send sets Doubt, after which the session
+// must not be continued on another upstream. The user is frozen at New.
+package imapsession
+
+import (
+	"bytes"
+	"errors"
+	"slices"
+	"strings"
+
+	"understudy/snoop/imapwire"
+)
+
+// Limits of one session.
+const (
+	MaxOutstanding = 1000
+	MaxText        = 64 << 10 // text kept of one command, literals included
+	maxNumbers     = 1 << 20  // numbers of one set
+)
+
+// Errors of the client's side, after which the session must end.
+var (
+	ErrTooMany = errors.New("too many commands without an answer")
+	ErrTooLong = errors.New("command too long")
+)
+
+// Cmd is a command of the client, from its first line to its tagged answer.
+type Cmd struct {
+	Tag, Verb string
+	Text      []byte // without the message of an APPEND
+	Message   bool   // APPEND: the last literal announced is the message
+	Size      int64  // of that message
+	Extra     bool   // APPEND: more follows the first message (MULTIAPPEND)
+	Mailbox   string // selected when the command was seen, or APPEND's target
+
+	UIDs    []uint32 // that the command names, resolved when it was seen
+	Unknown bool     // not all numbers could be resolved
+
+	Fetched  []imapwire.FetchItems // flags told while the command was the oldest
+	Expunged []uint32              // UIDs expunged while it was the oldest
+	CopyUID  []byte                // argument of COPYUID
+
+	literal bool // carried one
+}
+
+// Args returns a Reader behind tag and verb.
+func (c *Cmd) Args() *imapwire.Reader {
+	skip := 2 + strings.Count(c.Verb, " ")
+	b := c.Text
+	for range skip {
+		_, rest, ok := bytes.Cut(b, []byte{' '})
+		if !ok {
+			rest = nil
+		}
+		b = rest
+	}
+	return imapwire.NewReader(b)
+}
+
+// Box is a selected mailbox as the client sees it.
+type Box struct {
+	Name        string
+	ReadOnly    bool
+	UIDValidity uint32
+	UIDNext     uint32
+	View        []uint32 // UID of each number, 0 where it is not known
+	shared      bool     // View belongs to somebody else: copy before a change
+}
+
+// Tracker holds the state of one session.
+type Tracker struct {
+	User  string
+	Box   *Box // nil: none selected
+	Doubt string
+
+	cur     *Cmd // the client is still sending it
+	pending []*Cmd
+	opening *Box
+}
+
+// New returns a tracker of a session that has just logged in as user.
+func New(user string) *Tracker { return &Tracker{User: user} }
+
+// Outstanding returns the commands that wait for their answer, oldest first.
+func (t *Tracker) Outstanding() []*Cmd { return t.pending }
+
+// Idling reports whether an IDLE waits for its answer.
+func (t *Tracker) Idling() bool {
+	return slices.ContainsFunc(t.pending, func(c *Cmd) bool { return c.Verb == "IDLE" })
+}
+
+func (t *Tracker) doubt(why string) {
+	if t.Doubt == "" {
+		t.Doubt = why
+	}
+}
+
+// Client takes a piece of the client's side. It returns the command that the
+// piece belongs to, and whether the command is complete with it.
+func (t *Tracker) Client(p imapwire.Piece, b []byte) (c *Cmd, done bool, err error) {
+	if p.Kind == imapwire.Line && p.First {
+		if len(t.pending) >= MaxOutstanding {
+			return nil, false, ErrTooMany
+		}
+		if bytes.ContainsRune(bytes.TrimSuffix(b, []byte("\r\n")), '\r') || bytes.IndexByte(b, 0) >= 0 {
+			t.doubt("control character in a command")
+		}
+		t.cur = &Cmd{Tag: imapwire.Tag(b), Verb: imapwire.Verb(b)}
+		t.pending = append(t.pending, t.cur)
+	}
+	c = t.cur
+	if c == nil {
+		return nil, false, imapwire.ErrSyntax
+	}
+	switch p.Kind {
+	case imapwire.Line:
+		if c.Message && len(imapwire.TrimEOL(b)) > 0 {
+			c.Extra = true
+		}
+		if !c.Extra {
+			c.Text = append(c.Text, b...)
+		}
+		if p.Lit.Present {
+			c.literal = true
+			if c.Verb == "APPEND" && appendsMessage(c.Text) {
+				c.Extra = c.Extra || c.Message
+				c.Message, c.Size = true, p.Lit.Size
+			} else if p.Lit.Size > imapwire.MaxLiteral {
+				return nil, false, ErrTooLong
+			}
+		}
+	case imapwire.Body:
+		if !c.Message {
+			c.Text = append(c.Text, b...)
+		}
+	}
+	if len(c.Text) > MaxText+imapwire.MaxLiteral {
+		return nil, false, ErrTooLong
+	}
+	if p.Kind == imapwire.Line && p.Last {
+		t.cur = nil
+		t.resolve(c)
+		return c, true, nil
+	}
+	return c, false, nil
+}
+
+// appendsMessage reports whether the literal at the end of an APPEND's text is
+// the message and not the mailbox's name.
+func appendsMessage(text []byte) bool {
+	i := bytes.LastIndexByte(text, '{')
+	f := bytes.Fields(text[:i])
+	return len(f) > 2 && !bytes.Equal(f[len(f)-1], []byte("APPEND"))
+}
+
+// resolve finds the UIDs that a complete command is about.
+func (t *Tracker) resolve(c *Cmd) {
+	r := c.Args()
+	switch c.Verb {
+	case "STORE", "UID STORE", "COPY", "UID COPY", "MOVE", "UID MOVE", "UID EXPUNGE":
+		set := r.Set()
+		if r.Err() != nil || t.Box == nil || t.selecting() {
+			c.Unknown = true
+			return
+		}
+		c.Mailbox = t.Box.Name
+		c.UIDs, c.Unknown = t.Box.uids(set, strings.HasPrefix(c.Verb, "UID "))
+	case "EXPUNGE", "CLOSE":
+		if t.Box != nil {
+			c.Mailbox = t.Box.Name
+		}
+		c.Unknown = t.Box == nil || t.selecting()
+	case "APPEND", "CREATE", "DELETE", "SUBSCRIBE", "UNSUBSCRIBE", "SELECT", "EXAMINE", "RENAME":
+		c.Mailbox = r.Mailbox()
+	}
+}
+
+// selecting reports whether a change of mailbox is under way, so that Box is
+// not what the newest command will meet.
+func (t *Tracker) selecting() bool {
+	return slices.ContainsFunc(t.pending, func(c *Cmd) bool {
+		switch c.Verb {
+		case "SELECT", "EXAMINE", "CLOSE", "UNSELECT":
+			return c != t.pending[len(t.pending)-1]
+		}
+		return false
+	})
+}
+
+func (b *Box) uids(set imapwire.Set, byUID bool) (uids []uint32, unknown bool) {
+	last := uint32(len(b.View))
+	if byUID {
+		last = 0
+		if n := len(b.View); n > 0 {
+			last = b.View[n-1]
+		}
+		for _, r := range set {
+			unknown = unknown || last == 0 && (r.From == imapwire.Star || r.To == imapwire.Star) && len(b.View) > 0
+		}
+	}
+	set = set.Resolve(last)
+	if byUID {
+		if set.Size() <= 1000 {
+			uids, _ = set.Numbers(1000)
+			return uids, unknown
+		}
+		for _, u := range b.View {
+			if u == 0 {
+				unknown = true
+			} else if set.Contains(u) {
+				uids = append(uids, u)
+			}
+		}
+		return uids, unknown
+	}
+	nums, err := set.Numbers(maxNumbers)
+	if err != nil {
+		return nil, true
+	}
+	for _, n := range nums {
+		if n == 0 || int(n) > len(b.View) || b.View[n-1] == 0 {
+			unknown = true
+			continue
+		}
+		uids = append(uids, b.View[n-1])
+	}
+	return uids, unknown
+}
+
+// Seed gives the view of the mailbox that has just been selected. The slice
+// stays the caller's and is not changed.
+func (t *Tracker) Seed(uids []uint32) {
+	if t.Box != nil && len(uids) == len(t.Box.View) {
+		t.Box.View, t.Box.shared = uids, true
+	}
+}
+
+func (b *Box) own() {
+	if b.shared {
+		b.View, b.shared = slices.Clone(b.View), false
+	}
+}

@@ -76,8 +76,13 @@ func newBox(t *testing.T, s *site.Site, settings map[string]string) *site.Box {
 	t.Cleanup(func() {
 		b.Kill()
 		if t.Failed() {
-			l := b.Log()
-			t.Logf("log of understudy, its end:\n%s", l[max(0, len(l)-6000):])
+			var l []string
+			for line := range strings.Lines(b.Log()) {
+				if !strings.Contains(line, "level=DEBUG") && len(l) < 200 {
+					l = append(l, line[:min(len(line), 600)])
+				}
+			}
+			t.Logf("log of understudy:\n%s", strings.Join(l, ""))
 		}
 	})
 	return b
@@ -110,7 +115,7 @@ func do(t *testing.T, c *imapc.Conn, format string, a ...any) {
 // waitPhase waits for a phase of the failover.
 func waitPhase(t *testing.T, b *site.Box, phases ...string) {
 	t.Helper()
-	if _, err := b.WaitPhase(context.Background(), 60*time.Second, phases...); err != nil {
+	if _, err := b.WaitPhase(context.Background(), 30*time.Second, phases...); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -75,10 +75,8 @@ func (p *Proxy) serveSMTP(ctx context.Context, conn net.Conn, kind Kind) {
 
 // fail ends a session; what is not answered stays unanswered.
 func (s *smtpSession) fail(err error) {
-	select {
-	case <-s.lease.Revoked:
+	if s.revoked() {
 		return
-	default:
 	}
 	var lost errUpstream
 	switch {
@@ -91,6 +89,17 @@ func (s *smtpSession) fail(err error) {
 		_ = s.w.Flush()
 	}
 	s.p.opt.Log.Debug("SMTP session ended", "client", s.client.Addr, "err", err)
+}
+
+// revoked reports whether the session has to leave its side. It is asked after
+// a deadline was set, which the revocation may have set before.
+func (s *smtpSession) revoked() bool {
+	select {
+	case <-s.lease.Revoked:
+		return true
+	default:
+		return false
+	}
 }
 
 // errUpstream marks errors of the upstream.
@@ -147,6 +156,9 @@ func (s *smtpSession) reply(r smtpwire.Reply) {
 
 func (s *smtpSession) step(ctx context.Context) error {
 	_ = s.conn.SetReadDeadline(time.Now().Add(smtpTimeout))
+	if s.revoked() {
+		return errEnd
+	}
 	if ctx.Err() != nil {
 		s.reply(smtpwire.NewReply(421, "4.3.2 Service is shutting down"))
 		return errEnd

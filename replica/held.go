@@ -67,34 +67,78 @@ func (s *Store) HeldCount() int {
 
 // DropHeld forgets recipients of a held delivery, and the delivery with its last.
 func (s *Store) DropHeld(ctx context.Context, id uint64, gone func(rcpt string) bool) error {
-	s.mu.Lock()
-	h := s.held[id]
-	if h == nil {
-		s.mu.Unlock()
+	s.heldMu.Lock()
+	defer s.heldMu.Unlock()
+	h, ok := s.heldByID(id)
+	if !ok {
 		return nil
 	}
-	c := *h
-	c.Rcpts = slices.DeleteFunc(slices.Clone(h.Rcpts), gone)
-	s.mu.Unlock()
-	if len(c.Rcpts) == len(h.Rcpts) {
+	n := len(h.Rcpts)
+	h.Rcpts = slices.DeleteFunc(slices.Clone(h.Rcpts), gone)
+	if len(h.Rcpts) == n {
 		return nil
 	}
-	if len(c.Rcpts) > 0 {
-		if err := s.putHeld(ctx, &c); err != nil {
-			return err
-		}
-		s.mu.Lock()
-		s.held[id] = &c
-		s.mu.Unlock()
-		return nil
-	}
-	if _, err := s.Meta.Commit(ctx, meta.Batch{Do: []meta.Op{{Key: idKey("d", id), Del: true}}}); err != nil {
+	var b meta.Batch
+	if err := h.store(&b); err != nil {
 		return err
 	}
-	s.mu.Lock()
-	delete(s.held, id)
-	s.mu.Unlock()
+	if _, err := s.Meta.Commit(ctx, b); err != nil {
+		return fmt.Errorf("drop held delivery: %w", err)
+	}
+	s.showHeld(h)
 	return nil
+}
+
+// Given records that production now has a message that the standby had accepted.
+func (s *Store) Given(ctx context.Context, id uint64) error {
+	s.heldMu.Lock()
+	defer s.heldMu.Unlock()
+	h, ok := s.heldByID(id)
+	if !ok {
+		return nil
+	}
+	h.Standby = false
+	if err := s.putHeld(ctx, &h.Held); err != nil {
+		return err
+	}
+	s.showHeld(h)
+	return nil
+}
+
+// heldRow is a delivery whose recipients change; heldMu is held.
+type heldRow struct{ row.Held }
+
+func (s *Store) heldByID(id uint64) (heldRow, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if h := s.held[id]; h != nil {
+		return heldRow{*h}, true
+	}
+	return heldRow{}, false
+}
+
+// store adds the row's new state to a batch: gone with the last recipient.
+func (h heldRow) store(b *meta.Batch) error {
+	if len(h.Rcpts) == 0 {
+		b.Delete(idKey("d", h.ID))
+		return nil
+	}
+	v, err := json.Marshal(h.Held)
+	if err == nil {
+		b.Put(idKey("d", h.ID), v)
+	}
+	return err
+}
+
+// showHeld publishes what was stored.
+func (s *Store) showHeld(h heldRow) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(h.Rcpts) == 0 {
+		delete(s.held, h.ID)
+	} else {
+		s.held[h.ID] = &h.Held
+	}
 }
 
 // BodyLen is the length of a message behind its header, by which a delivered
@@ -199,12 +243,12 @@ func (s *Store) Landed(ctx context.Context, h row.Held, account, mailbox string)
 	if len(h.Seen) >= len(h.Rcpts) {
 		return s.DropHeld(ctx, h.ID, func(string) bool { return true })
 	}
+	s.heldMu.Lock()
+	defer s.heldMu.Unlock()
 	if err := s.putHeld(ctx, &h); err != nil {
 		return err
 	}
-	s.mu.Lock()
-	s.held[h.ID] = &h
-	s.mu.Unlock()
+	s.showHeld(heldRow{h})
 	return nil
 }
 
@@ -313,15 +357,13 @@ func (s *Store) Deliver(ctx context.Context, h row.Held, rcpt string, msg []byte
 	if err != nil {
 		return err
 	}
-	s.mu.Lock()
-	cur := s.held[h.ID]
-	if cur == nil || !slices.Contains(cur.Rcpts, rcpt) {
-		s.mu.Unlock()
+	s.heldMu.Lock()
+	defer s.heldMu.Unlock()
+	left, ok := s.heldByID(h.ID)
+	if !ok || !slices.Contains(left.Rcpts, rcpt) {
 		return nil
 	}
-	left := *cur
-	left.Rcpts = slices.DeleteFunc(slices.Clone(cur.Rcpts), func(r string) bool { return r == rcpt })
-	s.mu.Unlock()
+	left.Rcpts = slices.DeleteFunc(slices.Clone(left.Rcpts), func(r string) bool { return r == rcpt })
 	err = s.Update(ctx, route.Account, Acting, func(tx *Tx) error {
 		m := tx.Box(route.Mailbox)
 		if m == nil || m.NoSelect {
@@ -334,22 +376,11 @@ func (s *Store) Deliver(ctx context.Context, h row.Held, rcpt string, msg []byte
 		m.ModSeq++
 		tx.PutRow(m.ID, r)
 		tx.Put(m)
-		if len(left.Rcpts) == 0 {
-			tx.batch.Delete(idKey("d", h.ID))
-		} else {
-			tx.putJSON(idKey("d", h.ID), left)
-		}
-		return nil
+		return left.store(&tx.batch)
 	})
 	if err != nil {
 		return err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if len(left.Rcpts) == 0 {
-		delete(s.held, h.ID)
-	} else {
-		s.held[h.ID] = &left
-	}
+	s.showHeld(left)
 	return nil
 }

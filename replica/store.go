@@ -11,7 +11,7 @@
 // ErrNotHome, so a late result of one can never overwrite the other's. While
 // Home is Standby the first change of a row saves what it was (the base of the
 // three-way merge). Messages are stored before rows refer to them. Lock order:
-// account.mu before Store.mu.
+// heldMu before account.mu before Store.mu.
 package replica
 
 import (
@@ -58,6 +58,8 @@ type Store struct {
 	Blobs *blob.Store
 
 	opt Options
+
+	heldMu sync.Mutex // changes of held deliveries
 
 	mu       sync.Mutex
 	accounts map[string]*account

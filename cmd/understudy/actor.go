@@ -75,16 +75,15 @@ const copyStreams = 4
 
 func (a *actor) CopyBack(ctx context.Context) error {
 	a.copier.Reset()
-	for range 3 {
-		before := a.copier.Report().Steps()
-		if err := a.each(ctx, func(ctx context.Context, name string) error { return a.copier.Account(ctx, name, false) }); err != nil {
-			return err
+	return a.each(ctx, func(ctx context.Context, name string) error {
+		for range 5 {
+			// What came in while the account was copied is little after a few runs.
+			if steps, err := a.copier.Account(ctx, name, false); err != nil || steps < 50 {
+				return err
+			}
 		}
-		if a.copier.Report().Steps()-before < 100 {
-			return nil
-		}
-	}
-	return nil
+		return nil
+	})
 }
 
 func (a *actor) each(ctx context.Context, f func(ctx context.Context, account string) error) error {
@@ -114,11 +113,11 @@ func (a *actor) HandBack(ctx context.Context, block, unblock func(string)) error
 		// What production delivers by itself while one run is under way is
 		// found by the next.
 		for range 10 {
-			before := a.copier.Report().Steps()
-			if err := a.copier.Account(ctx, name, true); err != nil {
+			steps, err := a.copier.Account(ctx, name, true)
+			if err != nil {
 				return err
 			}
-			if a.copier.Report().Steps() == before {
+			if steps == 0 {
 				return a.store.EndActing(ctx, name)
 			}
 		}

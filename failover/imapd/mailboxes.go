@@ -42,7 +42,7 @@ func (s *session) create(c *command) {
 	if s.bad(c) {
 		return
 	}
-	if err := s.opt.Store.Create(s.ctx, s.User, name, attrs); err != nil {
+	if err := s.opt.Store.Create(s.work, s.User, name, attrs); err != nil {
 		s.fail(c, err)
 		return
 	}
@@ -54,7 +54,7 @@ func (s *session) delete(c *command) {
 	if s.bad(c) {
 		return
 	}
-	if err := s.opt.Store.Delete(s.ctx, s.User, name); err != nil {
+	if err := s.opt.Store.Delete(s.work, s.User, name); err != nil {
 		s.fail(c, err)
 		return
 	}
@@ -71,7 +71,7 @@ func (s *session) rename(c *command) {
 	if s.bad(c) {
 		return
 	}
-	if err := s.opt.Store.Rename(s.ctx, s.User, from, to); err != nil {
+	if err := s.opt.Store.Rename(s.work, s.User, from, to); err != nil {
 		s.fail(c, err)
 		return
 	}
@@ -84,7 +84,7 @@ func (s *session) subscribe(c *command) {
 	if s.bad(c) {
 		return
 	}
-	if err := s.opt.Store.Subscribe(s.ctx, s.User, name, c.verb == "SUBSCRIBE"); err != nil {
+	if err := s.opt.Store.Subscribe(s.work, s.User, name, c.verb == "SUBSCRIBE"); err != nil {
 		s.fail(c, err)
 		return
 	}
@@ -332,7 +332,7 @@ func (s *session) append(c *command) {
 		return
 	}
 	n.Ref = ref
-	validity, uids, err := s.opt.Store.Append(s.ctx, s.User, name, []row.New{n})
+	validity, uids, err := s.opt.Store.Append(s.work, s.User, name, []row.New{n})
 	if err != nil {
 		s.fail(c, err)
 		return

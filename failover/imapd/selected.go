@@ -220,7 +220,7 @@ func (s *session) closeBox(c *command) {
 		return
 	}
 	if c.verb == "CLOSE" && !s.sel.readOnly {
-		if err := s.opt.Store.Expunge(s.ctx, s.User, s.sel.id, nil); err != nil {
+		if err := s.opt.Store.Expunge(s.work, s.User, s.sel.id, nil); err != nil {
 			s.fail(c, err)
 			return
 		}
@@ -250,7 +250,7 @@ func (s *session) expunge(c *command) {
 	if s.bad(c) || !s.writable(c) {
 		return
 	}
-	if err := s.opt.Store.Expunge(s.ctx, s.User, s.sel.id, only); err != nil {
+	if err := s.opt.Store.Expunge(s.work, s.User, s.sel.id, only); err != nil {
 		s.fail(c, err)
 		return
 	}
@@ -285,7 +285,7 @@ func (s *session) store(c *command) {
 		return
 	}
 	ch.UIDs = s.sel.uids(idx)
-	modified, err := s.opt.Store.SetFlags(s.ctx, s.User, ch)
+	modified, err := s.opt.Store.SetFlags(s.work, s.User, ch)
 	if err != nil {
 		s.fail(c, err)
 		return
@@ -368,7 +368,7 @@ func (s *session) copy(c *command) {
 	if s.bad(c) || move && !s.writable(c) {
 		return
 	}
-	got, err := s.opt.Store.Copy(s.ctx, s.User, s.sel.id, s.sel.uids(idx), to, move)
+	got, err := s.opt.Store.Copy(s.work, s.User, s.sel.id, s.sel.uids(idx), to, move)
 	if err != nil {
 		if code := s.opt.Store.Code(err); code == "NONEXISTENT" {
 			s.no(c, "[TRYCREATE] Mailbox doesn't exist: %s", oneLine(to))

@@ -100,7 +100,8 @@ type Session struct {
 type session struct {
 	*Server
 	Session
-	ctx  context.Context
+	ctx  context.Context // its end ends the session between two commands
+	work context.Context // of a command, which is always finished
 	conn net.Conn
 	br   *bufio.Reader
 	w    *bufio.Writer
@@ -128,7 +129,7 @@ func (e errBye) Error() string { return e.text }
 
 // ServeConn serves an authenticated session until its end. It closes nothing.
 func (s *Server) ServeConn(ctx context.Context, conn net.Conn, in Session) error {
-	ses := &session{Server: s, Session: in, ctx: ctx, conn: conn, br: bufio.NewReaderSize(conn, imapwire.MaxLine+4096), w: bufio.NewWriterSize(conn, 32<<10)}
+	ses := &session{Server: s, Session: in, ctx: ctx, work: context.WithoutCancel(ctx), conn: conn, br: bufio.NewReaderSize(conn, imapwire.MaxLine+4096), w: bufio.NewWriterSize(conn, 32<<10)}
 	if ses.Caps == nil {
 		ses.Caps = Caps()
 	}

@@ -59,6 +59,24 @@ func (s *Server) Flush(ctx context.Context, r Relay, now time.Time) (left int, e
 	return left, nil
 }
 
+// Inject gives production what the standby accepted and could not put into a
+// mailbox before the hand-back. Afterwards it is held like any message that
+// production accepted.
+func (s *Server) Inject(ctx context.Context, r Relay) error {
+	for _, h := range s.opt.Store.HeldAll() {
+		if !h.Standby {
+			continue
+		}
+		if err := s.send(ctx, r, row.Queued{From: h.From, Rcpts: h.Rcpts, Ref: h.Ref}); err != nil {
+			return fmt.Errorf("give held message %d to production: %w", h.ID, err)
+		}
+		if err := s.opt.Store.Given(ctx, h.ID); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func (s *Server) send(ctx context.Context, r Relay, q row.Queued) error {
 	msg, err := s.opt.Store.Message(q.Ref)
 	if err != nil {

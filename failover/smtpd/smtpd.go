@@ -29,6 +29,7 @@ type Store interface {
 	Hold(ctx context.Context, h row.Held) (row.Held, error)
 	HeldAll() []row.Held
 	Deliver(ctx context.Context, h row.Held, rcpt string, msg []byte) error
+	Given(ctx context.Context, id uint64) error
 	Message(ref row.Ref) ([]byte, error)
 	Enqueue(ctx context.Context, q row.Queued) (row.Queued, error)
 	Dequeue(ctx context.Context, id uint64) error
@@ -42,6 +43,8 @@ type Options struct {
 	Hostname string
 	// Local reports whether a domain's mail is kept here.
 	Local func(addr string) bool
+	// Acting reports whether the standby answers for an account.
+	Acting func(account string) bool
 	// Check verifies a password, and returns the account.
 	Check   func(user, password string) (account string, err error)
 	MaxSize int64
@@ -167,7 +170,9 @@ func (c *Session) rcpt(arg string) smtpwire.Reply {
 	case len(c.local)+len(c.remote) >= 1000:
 		return reply(452, "4.5.3 Too many recipients")
 	}
-	switch _, known := c.s.opt.Store.RouteOf(p.Addr); {
+	switch route, known := c.s.opt.Store.RouteOf(p.Addr); {
+	case known && !c.s.opt.Acting(route.Account):
+		return reply(451, "4.3.2 <%s>: Try again in a moment", p.Addr)
 	case known && c.s.opt.Local(p.Addr):
 		c.local = append(c.local, p.Addr)
 	case c.s.opt.Local(p.Addr):
@@ -206,7 +211,7 @@ func (c *Session) Finish() smtpwire.Reply {
 		}
 	}
 	if len(c.local) > 0 {
-		h := row.Held{From: c.from, Rcpts: c.local, Params: c.params, Ref: ref, Arrived: now}
+		h := row.Held{From: c.from, Rcpts: c.local, Params: c.params, Ref: ref, Arrived: now, Standby: true}
 		if h, err = c.s.opt.Store.Hold(c.ctx, h); err != nil {
 			c.s.opt.Log.Error("hold a message that arrives", "err", err)
 			return reply(451, "4.3.0 Store failed")

@@ -38,6 +38,7 @@ type Site struct {
 	Users                 []string // full addresses; the password is Password(user)
 	Aliases               map[string]string
 	dovecot, postfix      *exec.Cmd
+	checked               bool
 	dovecotDone, postDone chan struct{}
 }
 
@@ -269,8 +270,11 @@ func (s *Site) Start(ctx context.Context) error {
 
 // StartPostfix starts Postfix.
 func (s *Site) StartPostfix(ctx context.Context) error {
-	if out, err := exec.Command("postfix", "-c", filepath.Join(s.Dir, "pf"), "check").CombinedOutput(); err != nil {
-		return fmt.Errorf("postfix check: %w: %s", err, out)
+	if !s.checked {
+		if out, err := exec.Command("postfix", "-c", filepath.Join(s.Dir, "pf"), "check").CombinedOutput(); err != nil {
+			return fmt.Errorf("postfix check: %w: %s", err, out)
+		}
+		s.checked = true
 	}
 	_ = os.Remove(filepath.Join(s.Dir, "spool/pid/master.pid"))
 	_ = os.Remove(filepath.Join(s.Dir, "pfdata/master.lock"))

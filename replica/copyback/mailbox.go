@@ -21,6 +21,8 @@ type box struct {
 	next  uint32                  // production's UIDNEXT
 	late  map[uint32]lateMessage
 	moved bool // UIDs could not be kept
+	todo  Plan
+	gone  []uint32 // moved to another mailbox by production
 }
 
 // lateMessage is one that production got by itself.
@@ -29,25 +31,83 @@ type lateMessage struct {
 	ref row.Ref
 }
 
-func (a *account) mailbox(id row.MailboxID, base replica.Base) error {
+// prepare plans one mailbox.
+func (a *account) prepare(id row.MailboxID, base replica.Base) (*box, error) {
 	b := &box{account: a, id: id}
 	if err := b.open(base); err != nil {
-		return err
+		return nil, err
 	}
-	plan, err := b.plan()
-	if err != nil {
-		return err
+	var err error
+	b.todo, err = b.plan()
+	return b, err
+}
+
+// execute does what was planned.
+func (b *box) execute() error {
+	if !b.todo.Empty() || b.final {
+		sel, err := b.c.Select(b.sn.Name, false)
+		if err != nil {
+			return err
+		}
+		b.next = sel.UIDNext
 	}
 	steps := []func(Plan) error{b.flags, b.deletes, b.adopt, b.appends}
-	if a.final {
-		steps = append(steps, b.restore, b.behind, b.finish)
+	if b.final {
+		steps = append(steps, b.forget, b.restore, b.behind, b.finish)
 	}
 	for _, step := range steps {
-		if err := step(plan); err != nil {
+		if err := step(b.todo); err != nil {
 			return err
 		}
 	}
 	return b.rebase()
+}
+
+// crossMoves finds messages that production moved to another mailbox by a
+// command whose answer nobody got: gone here, arrived there. Production's
+// outcome is taken, so that there is one.
+func crossMoves(boxes []*box) {
+	type arrival struct {
+		b    *box
+		uid  uint32
+		used bool
+	}
+	arrived := map[row.Ref][]*arrival{}
+	for _, b := range boxes {
+		for _, uid := range b.todo.Late {
+			ref := b.late[uid].ref
+			arrived[ref] = append(arrived[ref], &arrival{b: b, uid: uid})
+		}
+	}
+	for _, b := range boxes {
+		var still []*row.Message
+		for _, m := range b.todo.Restore {
+			i := slices.IndexFunc(arrived[m.Ref], func(x *arrival) bool { return !x.used && x.b != b })
+			if i < 0 {
+				still = append(still, m)
+				continue
+			}
+			arrived[m.Ref][i].used = true
+			b.gone = append(b.gone, m.UID)
+		}
+		b.todo.Restore = still
+	}
+}
+
+// forget removes from the replica what production has moved away.
+func (b *box) forget(Plan) error {
+	if len(b.gone) == 0 {
+		return nil
+	}
+	return b.opt.Store.Rebase(b.ctx, b.name, func(tx *replica.Tx) {
+		m := tx.BoxByID(b.id)
+		m.ModSeq++
+		for _, uid := range b.gone {
+			tx.DeleteRow(b.id, uid)
+			tx.DropBaseRow(b.id, uid)
+		}
+		tx.Put(m)
+	})
 }
 
 // open selects the mailbox on production. If that is not the one of the base,

@@ -82,23 +82,26 @@ type account struct {
 	final bool
 	job   string
 	seq   int
+	steps int
 	tasks []row.Task
 }
 
 // Account brings one account up to date. With final the account must be
-// blocked for clients; afterwards nothing is left to do.
-func (c *Copier) Account(ctx context.Context, name string, final bool) error {
+// blocked for clients. steps is the number of changes that were made; when a
+// final run made none, both sides are equal.
+func (c *Copier) Account(ctx context.Context, name string, final bool) (steps int, err error) {
 	conn, err := c.opt.Dial(ctx, name)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer conn.Close()
 	defer context.AfterFunc(ctx, conn.Close)()
 	if !conn.Has("UIDPLUS") {
-		return errors.New("production offers no UIDPLUS: UIDs cannot be reproduced; see the documentation of migrations")
+		return 0, errors.New("production offers no UIDPLUS: UIDs cannot be reproduced; see the documentation of migrations")
 	}
 	a := &account{Copier: c, ctx: ctx, c: conn, name: name, final: final, job: "copy-back/" + name}
-	return a.run()
+	err = a.run()
+	return a.steps, err
 }
 
 func (a *account) run() error {
@@ -116,12 +119,21 @@ func (a *account) run() error {
 	if base, err = a.opt.Store.BaseOf(a.name); err != nil {
 		return err
 	}
+	var work []*box
 	for _, m := range boxes {
 		if m.NoSelect {
 			continue
 		}
-		if err := a.mailbox(m.ID, base); err != nil {
+		b, err := a.prepare(m.ID, base)
+		if err != nil {
 			return fmt.Errorf("mailbox %s of %s: %w", m.Name, a.name, err)
+		}
+		work = append(work, b)
+	}
+	crossMoves(work)
+	for _, b := range work {
+		if err := b.execute(); err != nil {
+			return fmt.Errorf("mailbox %s of %s: %w", b.sn.Name, a.name, err)
 		}
 	}
 	return a.opt.Store.PlanTasks(a.ctx, a.job, a.tasks)
@@ -129,6 +141,7 @@ func (a *account) run() error {
 
 // task notes a step for the admin's list.
 func (a *account) task(kind, mailbox string, uid uint32) {
+	a.steps++
 	if len(a.tasks) >= 100_000 {
 		return
 	}

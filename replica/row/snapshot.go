@@ -113,6 +113,8 @@ type Held struct {
 	Arrived time.Time
 	Key     string   // of the content, by which it is looked for
 	Seen    []string // accounts that it was seen in
+	// Standby: accepted by the standby, so production has no copy of it.
+	Standby bool
 }
 
 // Route says where mail for a recipient lands.

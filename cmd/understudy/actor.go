@@ -73,8 +73,21 @@ func (a *actor) Replay(ctx context.Context) error {
 // copyStreams is the number of accounts copied back at a time.
 const copyStreams = 4
 
+// maxWatched is how many accounts are looked at to see whether production still
+// delivers mail by itself.
+const maxWatched = 50
+
 func (a *actor) CopyBack(ctx context.Context) error {
 	a.copier.Reset()
+	var watched []string
+	for _, acc := range a.store.Accounts() {
+		if acc.Home == row.Standby && len(watched) < maxWatched {
+			watched = append(watched, acc.Name)
+		}
+	}
+	if err := a.copier.Quiet(ctx, watched, time.Second, 20*time.Second); err != nil {
+		return err
+	}
 	return a.each(ctx, func(ctx context.Context, name string) error {
 		for range 5 {
 			// What came in while the account was copied is little after a few runs.

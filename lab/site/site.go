@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -76,14 +77,19 @@ func New(dir string, users []string, aliases map[string]string) (*Site, error) {
 	return s, s.write()
 }
 
-// FreePort returns a loopback port that is free now.
+// FreePort returns a loopback port that is free now, below those that the
+// kernel gives to outgoing connections: a server that is started again must
+// find its port free.
 func FreePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, err
+	for range 100 {
+		port := 12000 + rand.IntN(18000)
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err != nil {
+			continue
+		}
+		return port, l.Close()
 	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().(*net.TCPAddr).Port, nil
+	return 0, errors.New("no free port")
 }
 
 func chown(path, user string) error {
@@ -382,7 +388,10 @@ func kill(c **exec.Cmd, done chan struct{}) {
 	if *c == nil {
 		return
 	}
+	// The first processes die at once; a child that was being forked meanwhile
+	// is found by the process group.
 	signalAll(*c, syscall.SIGKILL)
+	_ = syscall.Kill(-(*c).Process.Pid, syscall.SIGKILL)
 	<-done
 	*c = nil
 }

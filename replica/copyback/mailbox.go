@@ -14,21 +14,25 @@ import (
 // box is the copy-back of one mailbox.
 type box struct {
 	*account
-	id    row.MailboxID
-	sn    *row.Snapshot
-	base  row.Mailbox
-	rows  map[uint32]*row.Message // base
-	next  uint32                  // production's UIDNEXT
-	late  map[uint32]lateMessage
-	moved bool // UIDs could not be kept
-	todo  Plan
-	gone  []uint32 // moved to another mailbox by production
+	id   row.MailboxID
+	sn   *row.Snapshot
+	base row.Mailbox
+	rows map[uint32]*row.Message // base
+	next uint32                  // production's UIDNEXT
+	late map[uint32]lateMessage
+	todo Plan
+	gone []uint32 // moved to another mailbox by production
 }
+
+// roomForLate is how many UIDs are left free for what production delivers by
+// itself between two runs.
+const roomForLate = 16
 
 // lateMessage is one that production got by itself.
 type lateMessage struct {
 	imapc.Message
-	ref row.Ref
+	ref    row.Ref
+	reflag bool // Flags are not those on production
 }
 
 // prepare plans one mailbox.
@@ -87,7 +91,11 @@ func crossMoves(boxes []*box) {
 				still = append(still, m)
 				continue
 			}
-			arrived[m.Ref][i].used = true
+			x := arrived[m.Ref][i]
+			x.used = true
+			l := x.b.late[x.uid]
+			l.Flags, l.reflag = MergeFlags(b.rows[m.UID].Flags, m.Flags, l.Flags), true
+			x.b.late[x.uid] = l
 			b.gone = append(b.gone, m.UID)
 		}
 		b.todo.Restore = still
@@ -115,6 +123,19 @@ func (b *box) forget(Plan) error {
 func (b *box) open(base replica.Base) error {
 	store := b.opt.Store
 	var err error
+	if !b.final {
+		// While production is up by itself, what it gets must find room: the
+		// standby's next UID leaves some.
+		err := store.Rebase(b.ctx, b.name, func(tx *replica.Tx) {
+			if m := tx.BoxByID(b.id); m != nil {
+				m.Gap = max(m.Gap, roomForLate)
+				tx.Put(m)
+			}
+		})
+		if err != nil {
+			return err
+		}
+	}
 	if b.sn, err = store.SnapshotByID(b.name, b.id); err != nil {
 		return err
 	}
@@ -218,7 +239,7 @@ func (b *box) identify(uids []uint32, same map[uint32]uint32) error {
 				return err
 			}
 			m.Body = nil
-			b.late[m.UID] = lateMessage{m, ref}
+			b.late[m.UID] = lateMessage{Message: m, ref: ref}
 			return nil
 		})
 		if err != nil {

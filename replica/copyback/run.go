@@ -150,3 +150,44 @@ func (a *account) task(kind, mailbox string, uid uint32) {
 		State: row.TaskDone, Attempt: 1, Started: now, Ended: now})
 	a.seq++
 }
+
+// Quiet waits until production has stopped delivering mail by itself, which it
+// does after a start while it works off its queue: until no mailbox got a
+// message for a while, or limit is over.
+func (c *Copier) Quiet(ctx context.Context, accounts []string, quiet, limit time.Duration) error {
+	end, since := time.Now().Add(limit), time.Now()
+	last := map[string]uint64{}
+	for time.Since(since) < quiet && time.Now().Before(end) {
+		for _, name := range accounts {
+			sum, err := c.uidNexts(ctx, name)
+			if err != nil {
+				return err
+			}
+			if old, ok := last[name]; ok && old != sum {
+				since = time.Now()
+			}
+			last[name] = sum
+		}
+		select {
+		case <-time.After(quiet / 4):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+func (c *Copier) uidNexts(ctx context.Context, name string) (sum uint64, err error) {
+	conn, err := c.opt.Dial(ctx, name)
+	if err != nil {
+		return 0, err
+	}
+	defer conn.Close()
+	list, err := conn.List()
+	for _, l := range list {
+		if l.Status != nil {
+			sum += uint64(l.Status.UIDNext)
+		}
+	}
+	return sum, err
+}

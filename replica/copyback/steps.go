@@ -153,7 +153,7 @@ func (b *box) copied(tx *replica.Tx, was *row.Message, uid uint32) {
 }
 
 // appends copies the standby's messages, each under its own UID. Where that is
-// not possible bulk stops; final lets the mailbox have new UIDs, and says so.
+// not possible bulk stops; final gives the mailbox new UIDs, and says so.
 func (b *box) appends(p Plan) error {
 	todo := p.Append
 	for len(todo) > 0 {
@@ -161,69 +161,96 @@ func (b *box) appends(p Plan) error {
 			return b.ctx.Err()
 		}
 		want := todo[0].UID
-		switch {
-		case want < b.next && !b.final:
-			return nil
-		case want < b.next && !b.moved:
-			b.renumber(want)
-		case want > b.next && !b.moved:
-			if err := b.burn(want - b.next); err != nil {
+		if want < b.next {
+			if !b.final {
+				return nil
+			}
+			var err error
+			if todo, err = b.shift(todo); err != nil {
 				return err
 			}
 			continue
 		}
-		n := 1
-		bytes := todo[0].Ref.Size
-		for n < len(todo) && n < pipeMessages && bytes < pipeBytes && (b.moved || todo[n].UID == todo[n-1].UID+1) {
+		if want > b.next {
+			if err := b.burn(want - b.next); err != nil {
+				return err
+			}
+			continue // production may have got something meanwhile
+		}
+		n, bytes := 1, todo[0].Ref.Size
+		for n < len(todo) && n < pipeMessages && bytes < pipeBytes && todo[n].UID == todo[n-1].UID+1 {
 			bytes += todo[n].Ref.Size
 			n++
 		}
-		stop, err := b.appendBatch(todo[:n])
-		if err != nil || stop {
+		done, err := b.appendBatch(todo[:n])
+		if err != nil {
 			return err
 		}
-		todo = todo[n:]
+		todo = todo[done:]
 	}
 	return nil
 }
 
-func (b *box) renumber(want uint32) {
-	b.moved = true
+// shift gives the messages that are still to be copied UIDs above all that are
+// in use on either side, and the mailbox a new UIDVALIDITY, since clients know
+// the old ones. The account is blocked.
+func (b *box) shift(todo []*row.Message) ([]*row.Message, error) {
 	b.note("mailbox %s of %s: UID %d was taken on production (next is %d); clients will see a new UIDVALIDITY and fetch this mailbox again",
-		b.sn.Name, b.name, want, b.next)
+		b.sn.Name, b.name, todo[0].UID, b.next)
+	var out []*row.Message
+	err := b.opt.Store.Rebase(b.ctx, b.name, func(tx *replica.Tx) {
+		m := tx.BoxByID(b.id)
+		m.UIDNext, m.Gap = max(m.UIDNext, b.next), 0
+		for _, old := range todo {
+			r := tx.Find(b.id, old.UID)
+			if r == nil {
+				continue
+			}
+			tx.DeleteRow(b.id, r.UID)
+			r.UID = m.TakeUID()
+			tx.PutRow(b.id, r)
+			out = append(out, r)
+		}
+		if m.ProdUIDValidity == 0 {
+			m.ProdUIDValidity = m.UIDValidity
+		}
+		m.UIDValidity = max(uint32(time.Now().Unix()), m.UIDValidity+1)
+		for _, o := range tx.Boxes() {
+			m.UIDValidity = max(m.UIDValidity, o.UIDValidity+1)
+		}
+		tx.Put(m)
+	})
+	if err != nil {
+		return nil, err
+	}
+	b.sn, err = b.opt.Store.SnapshotByID(b.name, b.id)
+	return out, err
 }
 
-// appendBatch sends messages and checks each answer. stop tells that bulk met a
-// UID that is not the wanted one.
-func (b *box) appendBatch(rows []*row.Message) (stop bool, err error) {
+// appendBatch sends messages and checks each answer. It returns how many got
+// their own UIDs; the others are taken back.
+func (b *box) appendBatch(rows []*row.Message) (done int, err error) {
 	uids, err := b.send(rows)
 	if err != nil {
-		return false, err
+		return 0, err
 	}
 	b.next = uids[len(uids)-1] + 1
-	for i, r := range rows {
-		if uids[i] == r.UID || b.moved {
-			continue
-		}
-		if !b.final {
-			// Something slipped in between: take back what stands wrong.
-			if err := b.expunge(uids[i:]); err != nil {
-				return true, err
-			}
-			rows, uids, stop = rows[:i], uids[:i], true
-			break
-		}
-		b.renumber(r.UID)
-		break
+	for done < len(rows) && uids[done] == rows[done].UID {
+		done++
 	}
-	b.count(func(r *Report) { r.Appended += len(rows) })
-	err = b.opt.Store.Rebase(b.ctx, b.name, func(tx *replica.Tx) {
-		for i, r := range rows {
+	if done < len(rows) {
+		// Something slipped in between.
+		if err := b.expunge(uids[done:]); err != nil {
+			return 0, err
+		}
+	}
+	b.count(func(r *Report) { r.Appended += done })
+	return done, b.opt.Store.Rebase(b.ctx, b.name, func(tx *replica.Tx) {
+		for i, r := range rows[:done] {
 			b.copied(tx, r, uids[i])
 			b.task("copy", b.sn.Name, uids[i])
 		}
 	})
-	return stop, err
 }
 
 var errNoUID = errors.New("production gave no APPENDUID")
@@ -350,7 +377,7 @@ func (b *box) restore(p Plan) error {
 
 // reach burns up to the UIDNEXT that clients were shown.
 func (b *box) reach() error {
-	if b.next < b.sn.UIDNext && !b.moved {
+	if b.next < b.sn.UIDNext {
 		return b.burn(b.sn.UIDNext - b.next)
 	}
 	return nil
@@ -362,7 +389,11 @@ func (b *box) behind(p Plan) error {
 		return nil
 	}
 	if p.Late[0] >= b.sn.UIDNext {
-		return b.keep(p.Late, p.Late) // nobody was shown a higher number
+		// Nobody was shown a higher number.
+		if err := b.reflag(p.Late, p.Late); err != nil {
+			return err
+		}
+		return b.keep(p.Late, p.Late)
 	}
 	if err := b.reach(); err != nil {
 		return err
@@ -376,7 +407,25 @@ func (b *box) behind(p Plan) error {
 	}
 	b.next = now[len(now)-1] + 1
 	b.count(func(r *Report) { r.Moved += len(now) })
+	if err := b.reflag(p.Late, now); err != nil {
+		return err
+	}
 	return b.keep(p.Late, now)
+}
+
+// reflag gives late arrivals that are moves of messages that clients changed
+// meanwhile the flags of those.
+func (b *box) reflag(late, uids []uint32) error {
+	for i, old := range late {
+		l := b.late[old]
+		if !l.reflag {
+			continue
+		}
+		if _, err := b.c.Do(fmt.Sprintf("UID STORE %d FLAGS.SILENT (%s)", uids[i], strings.Join(l.Flags, " ")), nil); err != nil {
+			return fmt.Errorf("set flags: %w", err)
+		}
+	}
+	return nil
 }
 
 // keep adds late arrivals to the replica.
@@ -416,13 +465,6 @@ func (b *box) finish(Plan) error {
 	}
 	return b.opt.Store.Rebase(b.ctx, b.name, func(tx *replica.Tx) {
 		m := tx.BoxByID(b.id)
-		if b.moved {
-			v := uint32(time.Now().Unix())
-			for _, o := range tx.Boxes() {
-				v = max(v, o.UIDValidity+1)
-			}
-			m.UIDValidity, m.ProdUIDValidity = v, sel.UIDValidity
-		}
 		m.UIDNext = max(m.UIDNext, b.next)
 		tx.Put(m)
 	})

@@ -15,7 +15,7 @@ import (
 // folders makes production's mailboxes those of the standby: renames, then new
 // ones, then deletions, then subscriptions. What production made by itself
 // stays.
-func (a *account) folders(base replica.Base) error {
+func (a *account) folders(base []row.Mailbox) error {
 	list, err := a.c.List()
 	if err != nil {
 		return err
@@ -51,9 +51,9 @@ func find(list []imapc.Listed, name string) *imapc.Listed {
 // renames repeats renames, parents first; a parent's rename takes its children
 // along. A name that is taken by a mailbox which has to move on, too, is freed
 // first.
-func (a *account) renames(base replica.Base, boxes []row.Mailbox, list *[]imapc.Listed) error {
+func (a *account) renames(base []row.Mailbox, boxes []row.Mailbox, list *[]imapc.Listed) error {
 	was := map[row.MailboxID]string{}
-	for _, b := range base.Boxes {
+	for _, b := range base {
 		was[b.ID] = b.Name
 	}
 	sort.Slice(boxes, func(i, j int) bool { return len(boxes[i].Name) < len(boxes[j].Name) })
@@ -78,7 +78,7 @@ func (a *account) renames(base replica.Base, boxes []row.Mailbox, list *[]imapc.
 		}
 	}
 	return a.opt.Store.Rebase(a.ctx, a.name, func(tx *replica.Tx) {
-		for _, b := range base.Boxes {
+		for _, b := range base {
 			if m := tx.BoxByID(b.ID); m != nil && b.Name != m.Name && find(*list, m.Name) != nil {
 				b.Name = m.Name
 				tx.SetBaseBox(b)
@@ -125,9 +125,9 @@ func (a *account) create(boxes []row.Mailbox, list []imapc.Listed) error {
 
 // remove deletes mailboxes that a client deleted on the standby, if production
 // holds nothing in them that the standby never saw.
-func (a *account) remove(base replica.Base, boxes []row.Mailbox, list []imapc.Listed) error {
+func (a *account) remove(base []row.Mailbox, boxes []row.Mailbox, list []imapc.Listed) error {
 	var gone []row.Mailbox
-	for _, b := range base.Boxes {
+	for _, b := range base {
 		if !slices.ContainsFunc(boxes, func(m row.Mailbox) bool { return m.ID == b.ID }) {
 			gone = append(gone, b)
 		}
@@ -176,9 +176,9 @@ func (a *account) onlyKnown(b row.Mailbox) (bool, error) {
 }
 
 // subscriptions repeats changes of subscriptions.
-func (a *account) subscriptions(base replica.Base, boxes []row.Mailbox, list []imapc.Listed) error {
+func (a *account) subscriptions(base []row.Mailbox, boxes []row.Mailbox, list []imapc.Listed) error {
 	was := map[row.MailboxID]row.Mailbox{}
-	for _, b := range base.Boxes {
+	for _, b := range base {
 		was[b.ID] = b
 	}
 	for _, m := range boxes {

@@ -36,7 +36,7 @@ type lateMessage struct {
 }
 
 // prepare plans one mailbox.
-func (a *account) prepare(id row.MailboxID, base replica.Base) (*box, error) {
+func (a *account) prepare(id row.MailboxID, base []row.Mailbox) (*box, error) {
 	b := &box{account: a, id: id}
 	if err := b.open(base); err != nil {
 		return nil, err
@@ -120,7 +120,7 @@ func (b *box) forget(Plan) error {
 
 // open selects the mailbox on production. If that is not the one of the base,
 // the base is an empty one: everything has to be copied.
-func (b *box) open(base replica.Base) error {
+func (b *box) open(base []row.Mailbox) error {
 	store := b.opt.Store
 	var err error
 	if !b.final {
@@ -139,9 +139,13 @@ func (b *box) open(base replica.Base) error {
 	if b.sn, err = store.SnapshotByID(b.name, b.id); err != nil {
 		return err
 	}
-	i := slices.IndexFunc(base.Boxes, func(m row.Mailbox) bool { return m.ID == b.id })
+	// After the snapshot, see BaseRows.
+	if b.rows, err = store.BaseRows(b.name, b.id); err != nil {
+		return err
+	}
+	i := slices.IndexFunc(base, func(m row.Mailbox) bool { return m.ID == b.id })
 	if i >= 0 {
-		b.base = base.Boxes[i]
+		b.base = base[i]
 	}
 	sel, err := b.c.Select(b.sn.Name, false)
 	if err != nil {
@@ -152,11 +156,7 @@ func (b *box) open(base replica.Base) error {
 		if err := b.renew(sel, i >= 0); err != nil {
 			return err
 		}
-		base.Changed[b.id] = nil
-	}
-	b.rows = map[uint32]*row.Message{}
-	for uid, m := range base.Changed[b.id] {
-		b.rows[uid] = m
+		b.rows = map[uint32]*row.Message{}
 	}
 	for _, m := range b.sn.Rows {
 		if !m.Fresh && b.rows[m.UID] == nil {

@@ -105,7 +105,7 @@ func (c *Copier) Account(ctx context.Context, name string, final bool) (steps in
 }
 
 func (a *account) run() error {
-	base, err := a.opt.Store.BaseOf(a.name)
+	base, err := a.opt.Store.BaseBoxes(a.name)
 	if err != nil {
 		return fmt.Errorf("read base of %s: %w", a.name, err)
 	}
@@ -116,7 +116,7 @@ func (a *account) run() error {
 	if err != nil {
 		return err
 	}
-	if base, err = a.opt.Store.BaseOf(a.name); err != nil {
+	if base, err = a.opt.Store.BaseBoxes(a.name); err != nil {
 		return err
 	}
 	var work []*box

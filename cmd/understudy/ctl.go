@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"net/url"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -44,9 +45,12 @@ func printJSON(w io.Writer, v any) error {
 func read[T any](e env, name, path string, text func(io.Writer, T)) error {
 	fs := e.flags(name, "")
 	c := ctlFlags(fs)
-	job := ""
-	if name == "tasks" {
-		fs.StringVar(&job, "job", "", "only this job (sweep, ordered, last-sweep, copy-back/ACCOUNT)")
+	query := url.Values{}
+	switch name {
+	case "tasks":
+		fs.Func("job", "only this job (sweep, ordered, last-sweep, copy-back/ACCOUNT)", func(v string) error { query.Set("job", v); return nil })
+	case "fingerprint":
+		fs.Func("account", "whose", func(v string) error { query.Set("account", v); return nil })
 	}
 	if err := e.parse(fs, 0); err != nil {
 		return err
@@ -55,8 +59,8 @@ func read[T any](e env, name, path string, text func(io.Writer, T)) error {
 	if err != nil {
 		return err
 	}
-	if job != "" {
-		path += "?job=" + job
+	if len(query) > 0 {
+		path += "?" + query.Encode()
 	}
 	var v T
 	if err := cl.Get(e.ctx, path, &v); err != nil {
@@ -186,5 +190,13 @@ func tasks(e env) error {
 			}
 		}
 		fmt.Fprintln(w, strings.Join(sum, ", "))
+	})
+}
+
+func fingerprint(e env) error {
+	return read(e, "fingerprint", "/v1/fingerprint", func(w io.Writer, l []string) {
+		for _, line := range l {
+			fmt.Fprintln(w, line)
+		}
 	})
 }

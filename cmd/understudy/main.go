@@ -44,6 +44,7 @@ func commands() map[string]command {
 		"tasks":       {"list the tasks of copying in and back", tasks},
 		"accounts":    {"list accounts", accounts},
 		"routes":      {"list learned recipients", routes},
+		"fingerprint": {"print what the replica holds of an account, to be compared", fingerprint},
 		"scrub":       {"read every stored message and verify it", scrub},
 		"config":      {"config describe | config check: the settings file", configCmd},
 		"diagram":     {"print the failover table as a Mermaid diagram", diagram},

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -182,6 +183,31 @@ func (a *app) Tasks(job string) ([]row.Task, error) { return a.store.Tasks(job) 
 
 // Routes implements api.Service.
 func (a *app) Routes() ([]row.Route, error) { return a.store.Routes(), nil }
+
+// Fingerprint implements api.Service.
+func (a *app) Fingerprint(account string) ([]string, error) {
+	boxes, err := a.store.Mailboxes(account)
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for _, m := range boxes {
+		if m.NoSelect {
+			out = append(out, m.Name+" noselect")
+			continue
+		}
+		sn, err := a.store.SnapshotByID(account, m.ID)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, fmt.Sprintf("%s uidvalidity=%d subscribed=%v", m.Name, m.UIDValidity, m.Subscribed))
+		for _, r := range sn.Rows {
+			out = append(out, fmt.Sprintf("%s uid=%d %v %s size=%d %s", m.Name, r.UID, r.Flags, r.Date.UTC().Format("2006-01-02T15:04:05"), r.Size, r.Ref.String()[:16]))
+		}
+	}
+	slices.Sort(out)
+	return out, nil
+}
 
 // Takeover implements api.Service.
 func (a *app) Takeover(ctx context.Context, o api.Order) (api.Answer, error) {

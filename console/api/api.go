@@ -91,6 +91,9 @@ type Service interface {
 	Accounts() ([]Account, error)
 	Tasks(job string) ([]row.Task, error)
 	Routes() ([]row.Route, error)
+	// Fingerprint lists what the replica holds of an account, a line for each
+	// mailbox and message.
+	Fingerprint(account string) ([]string, error)
 	Takeover(ctx context.Context, o Order) (Answer, error)
 	Handback(ctx context.Context, o Order) (Answer, error)
 	Sync(ctx context.Context, o Order) (Answer, error)
@@ -105,6 +108,7 @@ func Handler(s Service) http.Handler {
 	get(mux, "/v1/accounts", func(*http.Request) (any, error) { return s.Accounts() })
 	get(mux, "/v1/tasks", func(r *http.Request) (any, error) { return s.Tasks(r.URL.Query().Get("job")) })
 	get(mux, "/v1/routes", func(*http.Request) (any, error) { return s.Routes() })
+	get(mux, "/v1/fingerprint", func(r *http.Request) (any, error) { return s.Fingerprint(r.URL.Query().Get("account")) })
 	order(mux, "takeover", s.Takeover)
 	order(mux, "handback", s.Handback)
 	order(mux, "sync", s.Sync)

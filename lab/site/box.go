@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -151,6 +152,12 @@ func (b *Box) Log() string {
 func (b *Box) Status(ctx context.Context) (api.Status, error) {
 	var s api.Status
 	return s, b.Client.Get(ctx, "/v1/status", &s)
+}
+
+// Replica is the fingerprint of what the replica holds of an account.
+func (b *Box) Replica(ctx context.Context, account string) (Fingerprint, error) {
+	var f Fingerprint
+	return f, b.Client.Get(ctx, "/v1/fingerprint?"+url.Values{"account": {account}}.Encode(), &f.Lines)
 }
 
 // WaitPhase waits until the failover is in a phase.

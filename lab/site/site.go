@@ -115,6 +115,7 @@ mail_uid = mail
 mail_gid = mail
 first_valid_uid = 1
 mail_max_userip_connections = 200
+imap_logout_format = body_count=%{fetch_body_count} body_bytes=%{fetch_body_bytes}
 login_trusted_networks = 127.0.0.0/8
 passdb {
   driver = passwd-file

@@ -171,8 +171,7 @@ func (a *account) onlyKnown(b row.Mailbox) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	_, err = a.c.Do("CLOSE", nil)
-	return !slices.ContainsFunc(uids, func(u uint32) bool { return u >= b.UIDNext }), err
+	return !slices.ContainsFunc(uids, func(u uint32) bool { return u >= b.UIDNext }), a.c.Leave()
 }
 
 // subscriptions repeats changes of subscriptions.

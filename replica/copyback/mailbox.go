@@ -219,7 +219,15 @@ func (b *box) plan() (Plan, error) {
 	if err := b.identify(fresh, in.Same); err != nil {
 		return Plan{}, fmt.Errorf("identify what production got by itself: %w", err)
 	}
-	return Merge(in), nil
+	p := Merge(in)
+	p.Late = slices.DeleteFunc(p.Late, func(uid uint32) bool {
+		left := b.late[uid].ref == row.RefOf(filler)
+		if left {
+			p.Drop = append(p.Drop, uid)
+		}
+		return left
+	})
+	return p, nil
 }
 
 // canonical drops carriage returns: some servers change CR CR LF on saving.

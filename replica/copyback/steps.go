@@ -287,15 +287,19 @@ func (b *box) send(rows []*row.Message) ([]uint32, error) {
 	return uids, nil
 }
 
+// filler is the message that burns a UID. One that a killed copy-back left
+// behind is known by its content.
+var filler = []byte("Subject: placeholder\r\nX-Understudy: burned UID, safe to delete\r\n\r\n")
+
 // burn uses up n UIDs: tiny messages are appended, or copied where there are
 // many, and expunged.
 func (b *box) burn(n uint32) error {
-	filler := imapc.Appending{Mailbox: b.sn.Name, Flags: []string{`\Deleted`, `\Seen`}, Body: []byte("Subject: placeholder\r\n\r\n"), Date: time.Unix(0, 0)}
+	msg := imapc.Appending{Mailbox: b.sn.Name, Flags: []string{`\Deleted`, `\Seen`}, Body: filler, Date: time.Unix(0, 0)}
 	var uids []uint32
 	first := min(n, 50)
 	var tags []string
 	for range first {
-		tag, err := b.c.SendAppend(filler)
+		tag, err := b.c.SendAppend(msg)
 		if err != nil {
 			return fmt.Errorf("burn UIDs: %w", err)
 		}

@@ -1,6 +1,7 @@
 package imapc
 
 import (
+	"errors"
 	"strconv"
 	"strings"
 	"time"
@@ -116,7 +117,28 @@ func (c *Conn) Select(mailbox string, readOnly bool) (Selected, error) {
 		}
 		return nil
 	})
+	c.selected = err == nil
 	return s, err
+}
+
+// Leave closes the selected mailbox without expunging: a server may answer
+// STATUS of a selected mailbox from what the session has been told.
+func (c *Conn) Leave() error {
+	if !c.selected {
+		return nil
+	}
+	c.selected = false
+	if c.Has("UNSELECT") {
+		_, err := c.Do("UNSELECT", nil)
+		return err
+	}
+	// A SELECT that fails leaves none selected (RFC 3501 section 6.3.1).
+	_, err := c.Do(`EXAMINE "understudy-no-such-mailbox"`, nil)
+	var no *NoError
+	if errors.As(err, &no) {
+		return nil
+	}
+	return err
 }
 
 // Name writes a mailbox name as an argument.
@@ -202,6 +224,9 @@ func (l Listed) NoSelect() bool {
 
 // List returns all mailboxes with their subscription and status.
 func (c *Conn) List() ([]Listed, error) {
+	if err := c.Leave(); err != nil {
+		return nil, err
+	}
 	items := "MESSAGES UIDNEXT UIDVALIDITY"
 	if c.Has("CONDSTORE") {
 		items += " HIGHESTMODSEQ"

@@ -57,6 +57,8 @@ type Conn struct {
 	n    int
 	caps []string
 	buf  []byte
+
+	selected bool
 }
 
 // New takes a connection over and reads the greeting. It closes conn on error.

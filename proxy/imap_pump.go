@@ -76,9 +76,7 @@ func (s *imapSession) run(ctx context.Context) {
 		}
 		s.endUpstream()
 	})
-	if err := s.fromServer(ctx); err != nil && ctx.Err() == nil {
-		s.p.opt.Log.Debug("production side ended", "account", s.account, "err", err)
-	}
+	s.p.opt.Log.Debug("production side ended", "account", s.account, "err", s.fromServer(ctx))
 }
 
 // endUpstream passes on that the client sends no more; what production still
@@ -187,7 +185,6 @@ func (s *imapSession) fromClient() error {
 			if err := s.send(win.b[from:win.r]); err != nil {
 				return err
 			}
-			from = win.r
 			if err := s.await(cmd, &sc, &win); err != nil {
 				return err
 			}

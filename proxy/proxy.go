@@ -163,7 +163,6 @@ type banner struct {
 	mu       sync.RWMutex
 	imapText string
 	authCaps []string // AUTH= of production
-	caps     []string // after login, cut down
 }
 
 // New checks the options.

@@ -91,11 +91,11 @@ func (s *Store) Expunge(ctx context.Context, user string, id row.MailboxID, only
 }
 
 // Copy copies or moves messages by reference.
-func (s *Store) Copy(ctx context.Context, user string, from row.MailboxID, uids []uint32, to string, move bool) (c row.Copied, err error) {
+func (s *Store) Copy(ctx context.Context, user string, cmd row.CopyCmd) (c row.Copied, err error) {
 	err = s.Update(ctx, user, Acting, func(tx *Tx) error {
-		src, dst := tx.BoxByID(from), tx.Box(to)
+		src, dst := tx.BoxByID(cmd.From), tx.Box(cmd.To)
 		if src == nil || dst == nil || dst.NoSelect {
-			return fmt.Errorf("%w: %q", ErrNoMailbox, to)
+			return fmt.Errorf("%w: %q", ErrNoMailbox, cmd.To)
 		}
 		if src.ID == dst.ID {
 			src = dst
@@ -105,7 +105,7 @@ func (s *Store) Copy(ctx context.Context, user string, from row.MailboxID, uids 
 		if src != dst {
 			src.ModSeq++
 		}
-		for _, uid := range uids {
+		for _, uid := range cmd.UIDs {
 			r := tx.Find(src.ID, uid)
 			if r == nil {
 				continue
@@ -114,13 +114,13 @@ func (s *Store) Copy(ctx context.Context, user string, from row.MailboxID, uids 
 			n.UID, n.ModSeq, n.Fresh, n.Unsettled = dst.TakeUID(), dst.ModSeq, !s.opt.Primary, false
 			tx.PutRow(dst.ID, &n)
 			c.Src, c.Dst = append(c.Src, uid), append(c.Dst, n.UID)
-			if move {
+			if cmd.Move {
 				tx.DeleteRow(src.ID, uid)
 			}
 		}
 		if len(c.Src) > 0 {
 			tx.Put(dst)
-			if move && src != dst {
+			if cmd.Move && src != dst {
 				tx.Put(src)
 			}
 		}

@@ -53,20 +53,20 @@ func (tx *Tx) learned(mailbox string, validity uint32) (*row.Mailbox, error) {
 }
 
 // LearnAppend records a message that a client appended and production
-// accepted under uid.
-func (s *Store) LearnAppend(ctx context.Context, user, mailbox string, validity, uid uint32, n row.New) error {
+// accepted.
+func (s *Store) LearnAppend(ctx context.Context, user string, n row.AppendOf) error {
 	return s.Update(ctx, user, Mirror, func(tx *Tx) error {
-		m, err := tx.learned(mailbox, validity)
+		m, err := tx.learned(n.Mailbox, n.UIDValidity)
 		if err != nil {
 			return err
 		}
-		if tx.Find(m.ID, uid) != nil {
+		if tx.Find(m.ID, n.UID) != nil {
 			return nil
 		}
-		r := &row.Message{UID: uid, Date: n.Date.Truncate(time.Second), Size: n.Ref.Size, Ref: n.Ref, Unsettled: true}
+		r := &row.Message{UID: n.UID, Date: n.Date.Truncate(time.Second), Size: n.Ref.Size, Ref: n.Ref, Unsettled: true}
 		r.SetFlags(n.Flags)
 		tx.PutRow(m.ID, r)
-		m.UIDNext = max(m.UIDNext, uid+1)
+		m.UIDNext = max(m.UIDNext, n.UID+1)
 		tx.Put(m)
 		return nil
 	})

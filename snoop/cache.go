@@ -29,7 +29,7 @@ import (
 type Replica interface {
 	Snapshot(user, mailbox string) (*row.Snapshot, error)
 	Mailboxes(user string) ([]row.Mailbox, error)
-	LearnAppend(ctx context.Context, user, mailbox string, validity, uid uint32, n row.New) error
+	LearnAppend(ctx context.Context, user string, n row.AppendOf) error
 	LearnFlags(ctx context.Context, user, mailbox string, c row.FlagChange, told []row.FlagsOf) error
 	LearnExpunge(ctx context.Context, user, mailbox string, uids []uint32) error
 	LearnCopy(ctx context.Context, user string, c row.CopyOf) error
@@ -184,7 +184,7 @@ func (c *Cache) appended(ctx context.Context, account string, cmd *imapsession.C
 	r := cmd.Args()
 	r.Mailbox()
 	r.SP()
-	n := row.New{Date: time.Now()}
+	n := row.AppendOf{Mailbox: cmd.Mailbox, UIDValidity: validity, UID: uid, New: row.New{Date: time.Now()}}
 	if r.Peek() == '(' {
 		n.Flags = r.Flags()
 		r.SP()
@@ -204,7 +204,7 @@ func (c *Cache) appended(ctx context.Context, account string, cmd *imapsession.C
 	if n.Ref, err = sp.Commit(); err != nil {
 		return err
 	}
-	return c.opt.Replica.LearnAppend(ctx, account, cmd.Mailbox, validity, uid, n)
+	return c.opt.Replica.LearnAppend(ctx, account, n)
 }
 
 func (c *Cache) stored(ctx context.Context, account string, cmd *imapsession.Cmd, ok imapwire.Response) error {

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net"
 	"strings"
-	"sync"
 
 	"understudy/failover/imapd"
 	"understudy/failover/keeper"
@@ -117,7 +116,6 @@ type learner struct {
 	v   *vault.Vault
 	log *slog.Logger
 	c   chan learned
-	wg  sync.WaitGroup
 }
 
 type learned struct{ login, password, account string }

@@ -171,9 +171,7 @@ func (s *session) tell(expunge bool) {
 		last = b.view[n-1].UID
 	}
 	before := len(b.view)
-	for _, m := range sn.Rows[sort.Search(len(sn.UIDs), func(i int) bool { return sn.UIDs[i] > last }):] {
-		b.view = append(b.view, m)
-	}
+	b.view = append(b.view, sn.Rows[sort.Search(len(sn.UIDs), func(i int) bool { return sn.UIDs[i] > last }):]...)
 	if len(b.view) > before {
 		s.line("* %d EXISTS", len(b.view))
 		s.line("* 0 RECENT")
@@ -368,7 +366,7 @@ func (s *session) copy(c *command) {
 	if s.bad(c) || move && !s.writable(c) {
 		return
 	}
-	got, err := s.opt.Store.Copy(s.work, s.User, s.sel.id, s.sel.uids(idx), to, move)
+	got, err := s.opt.Store.Copy(s.work, s.User, row.CopyCmd{From: s.sel.id, UIDs: s.sel.uids(idx), To: to, Move: move})
 	if err != nil {
 		if code := s.opt.Store.Code(err); code == "NONEXISTENT" {
 			s.no(c, "[TRYCREATE] Mailbox doesn't exist: %s", oneLine(to))

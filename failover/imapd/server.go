@@ -44,7 +44,7 @@ type Writer interface {
 	Append(ctx context.Context, user, mailbox string, msgs []row.New) (validity uint32, uids []uint32, err error)
 	SetFlags(ctx context.Context, user string, c row.FlagChange) (modified []uint32, err error)
 	Expunge(ctx context.Context, user string, id row.MailboxID, only []uint32) error
-	Copy(ctx context.Context, user string, from row.MailboxID, uids []uint32, to string, move bool) (row.Copied, error)
+	Copy(ctx context.Context, user string, c row.CopyCmd) (row.Copied, error)
 	Create(ctx context.Context, user, name string, attrs []string) error
 	Delete(ctx context.Context, user, name string) error
 	Rename(ctx context.Context, user, from, to string) error

@@ -72,10 +72,25 @@ type FlagsOf struct {
 	Flags []string
 }
 
+// CopyCmd is a COPY or MOVE that the standby is to do.
+type CopyCmd struct {
+	From MailboxID
+	UIDs []uint32
+	To   string
+	Move bool
+}
+
 // Copied is the outcome of a COPY or MOVE: paired UIDs.
 type Copied struct {
 	UIDValidity uint32 // of the target
 	Src, Dst    []uint32
+}
+
+// AppendOf is an APPEND that production did.
+type AppendOf struct {
+	Mailbox          string
+	UIDValidity, UID uint32
+	New
 }
 
 // CopyOf is a COPY or MOVE that production did.

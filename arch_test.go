@@ -1,0 +1,139 @@
+// Package understudy holds the tests of the house itself: which package may
+// import which, how large files and functions may get, and that every package
+// says what it is for.
+package understudy
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// pure packages know no socket, file, clock, goroutine or log.
+var pure = []string{"snoop/imapwire", "snoop/smtpwire", "snoop/imapsession", "replica/row", "failover", "console/config"}
+
+// allowed lists what each package may import of this module. The pure packages
+// of any house may be imported from anywhere above them.
+var allowed = map[string][]string{
+	"snoop/imapwire":        {},
+	"snoop/smtpwire":        {},
+	"snoop/imapsession":     {"snoop/imapwire"},
+	"snoop":                 {"snoop/imapwire", "snoop/imapsession", "replica/row"},
+	"replica/row":           {},
+	"replica/meta":          {},
+	"replica/blob":          {"replica/row"},
+	"replica/vault":         {"replica/meta"},
+	"replica":               {"replica/row", "replica/meta", "replica/blob"},
+	"replica/meta/metatest": {"replica/meta"},
+	"replica/imapc":         {"snoop/imapwire"},
+	"replica/mirror":        {"replica", "replica/row", "replica/imapc", "snoop/imapwire"},
+	"replica/copyback":      {"replica", "replica/row", "replica/imapc", "snoop/imapwire"},
+	"proxy":                 {"replica/row", "snoop/imapwire", "snoop/smtpwire", "snoop/imapsession"},
+	"failover":              {},
+	"failover/keeper":       {"failover"},
+	"failover/health":       {},
+	"failover/imapd":        {"replica/row", "snoop/imapwire"},
+	"failover/smtpd":        {"replica/row", "snoop/smtpwire"},
+	"console/config":        {},
+	"console/api":           {"replica/row"},
+	"lab/load":              {"replica/imapc", "snoop/smtpwire"},
+	"lab/site":              {"console/api", "replica/imapc", "replica/row"},
+	"lab":                   {"*"},
+	"cmd/understudy":        {"*"},
+}
+
+const module = "understudy/"
+
+func eachFile(t *testing.T, f func(name, pkg string, file *ast.File, fset *token.FileSet)) {
+	t.Helper()
+	err := filepath.WalkDir(".", func(name string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || !strings.HasSuffix(name, ".go") || name == "arch_test.go" {
+			return err
+		}
+		fset := token.NewFileSet()
+		file, err := parser.ParseFile(fset, name, nil, parser.ParseComments)
+		if err != nil {
+			return err
+		}
+		f(name, path.Dir(filepath.ToSlash(name)), file, fset)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestImports(t *testing.T) {
+	forbidden := []string{"net", "os", "log", "log/slog", "sync", "net/http", "os/exec"}
+	eachFile(t, func(name, pkg string, file *ast.File, _ *token.FileSet) {
+		may, ok := allowed[pkg]
+		if !ok {
+			t.Errorf("%s: package %s is not in the table", name, pkg)
+			return
+		}
+		for _, im := range file.Imports {
+			p := strings.Trim(im.Path.Value, `"`)
+			if in, ok := strings.CutPrefix(p, module); ok && !slices.Contains(may, in) && !slices.Contains(may, "*") && !strings.HasSuffix(name, "_test.go") {
+				t.Errorf("%s imports %s", name, p)
+			}
+			if slices.Contains(pure, pkg) && slices.Contains(forbidden, p) && !strings.HasSuffix(name, "_test.go") && (pkg != "console/config" || p != "net") {
+				t.Errorf("%s is of a pure package and imports %s", name, p)
+			}
+		}
+		if slices.Contains(pure, pkg) && !strings.HasSuffix(name, "_test.go") {
+			ast.Inspect(file, func(n ast.Node) bool {
+				switch n := n.(type) {
+				case *ast.GoStmt:
+					t.Errorf("%s is of a pure package and starts a goroutine", name)
+				case *ast.SelectorExpr:
+					if x, ok := n.X.(*ast.Ident); ok && x.Name == "time" && (n.Sel.Name == "Now" || n.Sel.Name == "Since") {
+						t.Errorf("%s is of a pure package and reads the clock", name)
+					}
+				}
+				return true
+			})
+		}
+	})
+}
+
+func TestSizes(t *testing.T) {
+	eachFile(t, func(name, _ string, file *ast.File, fset *token.FileSet) {
+		lines, most := fset.File(file.Pos()).LineCount(), 600
+		if strings.HasSuffix(name, "_test.go") {
+			most = 1000
+		}
+		if lines > most {
+			t.Errorf("%s has %d lines, more than %d", name, lines, most)
+		}
+		for _, d := range file.Decls {
+			fn, ok := d.(*ast.FuncDecl)
+			if !ok || strings.HasSuffix(name, "_test.go") {
+				continue
+			}
+			if n := fset.Position(fn.End()).Line - fset.Position(fn.Pos()).Line; n > 80 {
+				t.Errorf("%s: %s has %d lines, more than 80", name, fn.Name.Name, n)
+			}
+			if n := fn.Type.Params.NumFields(); n > 5 {
+				t.Errorf("%s: %s has %d parameters, more than 5", name, fn.Name.Name, n)
+			}
+		}
+	})
+}
+
+func TestPackageDocs(t *testing.T) {
+	docs := map[string]bool{}
+	eachFile(t, func(_, pkg string, file *ast.File, _ *token.FileSet) {
+		docs[pkg] = docs[pkg] || file.Doc != nil
+	})
+	for pkg, ok := range docs {
+		if !ok {
+			t.Errorf("package %s does not say what it is for", pkg)
+		}
+	}
+}

@@ -1,0 +1,155 @@
+package imapsession
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"understudy/snoop/imapwire"
+)
+
+// play feeds a transcript: "C " lines are the client's, "S " the server's.
+func play(t *testing.T, tr *Tracker, script string) (cmds []*Cmd) {
+	t.Helper()
+	for _, l := range strings.Split(strings.TrimSpace(script), "\n") {
+		line := []byte(strings.TrimSpace(l[2:]) + "\r\n")
+		if l[0] == 'S' {
+			if ev := tr.Server(line); ev.Cmd != nil {
+				cmds = append(cmds, ev.Cmd)
+			}
+			continue
+		}
+		sc := imapwire.Scanner{Side: imapwire.Client}
+		p, err := sc.Next(line)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := tr.Client(p, line); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return cmds
+}
+
+const selectInbox = `
+C a1 SELECT INBOX
+S * FLAGS (\Seen)
+S * 4 EXISTS
+S * OK [UIDVALIDITY 7] ok
+S * OK [UIDNEXT 50] ok
+S a1 OK [READ-WRITE] done
+`
+
+func TestView(t *testing.T) {
+	tr := New("u")
+	play(t, tr, selectInbox)
+	if tr.Box == nil || tr.Box.UIDValidity != 7 || tr.Box.UIDNext != 50 || len(tr.Box.View) != 4 {
+		t.Fatalf("%+v", tr.Box)
+	}
+	shared := []uint32{10, 20, 30, 40}
+	tr.Seed(shared)
+	cmds := play(t, tr, `
+C a2 STORE 2:3 +FLAGS (x)
+S * 2 FETCH (FLAGS (x))
+S * 3 FETCH (FLAGS (x))
+S a2 OK done
+C a3 EXPUNGE
+S * 2 EXPUNGE
+S * 2 EXPUNGE
+S * 3 EXISTS
+S a3 OK done
+C a4 COPY 2:3 Other
+S a4 OK [COPYUID 9 40 1] done`)
+	if !slices.Equal(cmds[0].UIDs, []uint32{20, 30}) || len(cmds[0].Fetched) != 2 || cmds[0].Fetched[1].UID != 30 {
+		t.Errorf("STORE: %+v", cmds[0])
+	}
+	if !slices.Equal(cmds[1].Expunged, []uint32{20, 30}) {
+		t.Errorf("EXPUNGE: %+v", cmds[1])
+	}
+	if !cmds[2].Unknown || !slices.Equal(cmds[2].UIDs, []uint32{40}) || string(cmds[2].CopyUID) != "9 40 1" {
+		t.Errorf("COPY of a message whose UID is not known: %+v", cmds[2])
+	}
+	if !slices.Equal(shared, []uint32{10, 20, 30, 40}) {
+		t.Error("the seeded view was changed")
+	}
+	if tr.Doubt != "" {
+		t.Error(tr.Doubt)
+	}
+}
+
+// A session that meets what a correct server does not send is in doubt.
+func TestDoubt(t *testing.T) {
+	for _, script := range []string{
+		"S zz OK no such tag",
+		"S * 9 EXPUNGE",
+		"S * 2 EXISTS",
+		"S * 1 FETCH (UID 3)\nS * 1 FETCH (UID 4)",
+		"S * VANISHED 1:3",
+		"C a9 NOOP\rb9 LOGIN victim x",
+	} {
+		tr := New("u")
+		play(t, tr, selectInbox)
+		play(t, tr, script)
+		if tr.Doubt == "" {
+			t.Errorf("no doubt after %q", script)
+		}
+		if tr.User != "u" {
+			t.Errorf("user became %q", tr.User)
+		}
+	}
+}
+
+func TestBounds(t *testing.T) {
+	tr := New("u")
+	sc := imapwire.Scanner{Side: imapwire.Client}
+	for i := range MaxOutstanding + 1 {
+		line := fmt.Appendf(nil, "t%d NOOP\r\n", i)
+		p, _ := sc.Next(line)
+		if _, _, err := tr.Client(p, line); err != nil {
+			if i < MaxOutstanding {
+				t.Fatal(i, err)
+			}
+			return
+		}
+	}
+	t.Error("no bound on outstanding commands")
+}
+
+func TestSelectFailureDeselects(t *testing.T) {
+	tr := New("u")
+	play(t, tr, selectInbox+"C a2 SELECT Nope\nS a2 NO none\nC a3 STORE 1 +FLAGS (x)")
+	if tr.Box != nil || !tr.Outstanding()[0].Unknown {
+		t.Errorf("%+v", tr.Box)
+	}
+}
+
+// Neither side can make a tracker panic.
+func FuzzTracker(f *testing.F) {
+	f.Add([]byte(selectInbox))
+	f.Add([]byte("C a FETCH 1 (FLAGS)\nS * 1 FETCH (FLAGS (x) UID 3)\nC b APPEND x {3+}\nC abc"))
+	f.Fuzz(func(t *testing.T, in []byte) {
+		tr := New("u")
+		sc := imapwire.Scanner{Side: imapwire.Client}
+		for l := range strings.Lines(string(in)) {
+			if len(l) < 3 {
+				continue
+			}
+			line := []byte(l[2:])
+			if l[0] == 'S' {
+				tr.Server(line)
+				continue
+			}
+			for len(line) > 0 {
+				p, err := sc.Next(line)
+				if err != nil || p.Kind == imapwire.More {
+					return
+				}
+				if _, _, err := tr.Client(p, line[:p.N]); err != nil {
+					return
+				}
+				line = line[p.N:]
+			}
+		}
+	})
+}

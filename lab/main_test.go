@@ -32,7 +32,11 @@ func TestMain(m *testing.M) {
 		}
 		defer func() { _ = os.RemoveAll(dir) }()
 		binary = filepath.Join(dir, "understudy")
-		if out, err := exec.Command("go", "build", "-o", binary, "understudy/cmd/understudy").CombinedOutput(); err != nil {
+		args := []string{"build", "-o", binary, "understudy/cmd/understudy"}
+		if os.Getenv("UNDERSTUDY_RACE") != "" {
+			args = append([]string{"build", "-race"}, args[1:]...)
+		}
+		if out, err := exec.Command("go", args...).CombinedOutput(); err != nil {
 			log.Printf("build: %v: %s", err, out)
 			return 1
 		}
@@ -75,6 +79,10 @@ func newBox(t *testing.T, s *site.Site, settings map[string]string) *site.Box {
 	}
 	t.Cleanup(func() {
 		b.Kill()
+		if l := b.Log(); strings.Contains(l, "DATA RACE") {
+			i := strings.Index(l, "DATA RACE")
+			t.Errorf("the race detector found: %s", l[i:min(len(l), i+4000)])
+		}
 		if t.Failed() {
 			var l []string
 			for line := range strings.Lines(b.Log()) {

@@ -70,6 +70,7 @@ type Store struct {
 }
 
 type account struct {
+	name  string // never changes
 	mu    sync.Mutex
 	info  row.Account
 	boxes map[row.MailboxID]*row.Mailbox
@@ -107,11 +108,12 @@ func (s *Store) Close() error { return errors.Join(s.Meta.Close(), s.Blobs.Close
 func (s *Store) load() error {
 	return s.Meta.View(func(sn meta.Snap) error {
 		for _, v := range sn.Scan([]byte("a/"), []byte("a0")) {
-			a := newAccount(row.Account{})
-			if err := json.Unmarshal(v, &a.info); err != nil {
+			var info row.Account
+			if err := json.Unmarshal(v, &info); err != nil {
 				return fmt.Errorf("account row: %w", err)
 			}
-			p := boxPrefix(a.info.Name)
+			a := newAccount(info)
+			p := boxPrefix(a.name)
 			for _, v := range sn.Scan(p, meta.PrefixEnd(p)) {
 				m := &row.Mailbox{}
 				if err := json.Unmarshal(v, m); err != nil {
@@ -119,7 +121,7 @@ func (s *Store) load() error {
 				}
 				a.boxes[m.ID] = m
 			}
-			s.accounts[s.fold(a.info.Name)] = a
+			s.accounts[s.fold(a.name)] = a
 		}
 		for _, v := range sn.Scan([]byte("d/"), []byte("d0")) {
 			h := &row.Held{}
@@ -144,7 +146,7 @@ func (s *Store) load() error {
 }
 
 func newAccount(info row.Account) *account {
-	return &account{info: info, boxes: map[row.MailboxID]*row.Mailbox{}, snaps: map[row.MailboxID]*row.Snapshot{}, watch: map[chan struct{}]struct{}{}, touched: map[row.MailboxID]map[uint32]uint64{}}
+	return &account{name: info.Name, info: info, boxes: map[row.MailboxID]*row.Mailbox{}, snaps: map[row.MailboxID]*row.Snapshot{}, watch: map[chan struct{}]struct{}{}, touched: map[row.MailboxID]map[uint32]uint64{}}
 }
 
 func (s *Store) fold(name string) string {
@@ -174,7 +176,7 @@ func (s *Store) Resolve(user string) (string, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if a, ok := s.accounts[s.fold(user)]; ok {
-		return a.info.Name, true
+		return a.name, true
 	}
 	return "", false
 }
@@ -208,7 +210,7 @@ func (s *Store) EnsureAccount(ctx context.Context, name string, home row.Home) (
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if a, ok := s.accounts[s.fold(name)]; ok {
-		return a.info.Name, nil
+		return a.name, nil
 	}
 	s.accounts[s.fold(name)] = newAccount(info)
 	return name, nil
@@ -304,9 +306,9 @@ func (s *Store) snapshot(a *account, m *row.Mailbox) (*row.Snapshot, error) {
 		return sn, nil
 	}
 	sn := &row.Snapshot{Mailbox: *m}
-	rows, err := s.rows('r', a.info.Name, m.ID)
+	rows, err := s.rows('r', a.name, m.ID)
 	if err != nil {
-		return nil, fmt.Errorf("read mailbox %s of %s: %w", m.Name, a.info.Name, err)
+		return nil, fmt.Errorf("read mailbox %s of %s: %w", m.Name, a.name, err)
 	}
 	sn.Rows = rows
 	sn.UIDs = make([]uint32, len(rows))

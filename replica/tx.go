@@ -46,7 +46,7 @@ func (s *Store) Update(ctx context.Context, user string, w Writer, f func(*Tx) e
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if !s.opt.Primary && w != Keeper && (w == Acting) != (a.info.Home == row.Standby) {
-		return fmt.Errorf("%w: %s", ErrNotHome, a.info.Name)
+		return fmt.Errorf("%w: %s", ErrNotHome, a.name)
 	}
 	tx := &Tx{s: s, a: a, base: w == Acting && !s.opt.Primary, info: a.info,
 		boxes: map[row.MailboxID]*row.Mailbox{}, dropped: map[row.MailboxID]bool{}, rows: map[row.MailboxID]map[uint32]*row.Message{}}
@@ -57,7 +57,7 @@ func (s *Store) Update(ctx context.Context, user string, w Writer, f func(*Tx) e
 }
 
 // Name is the account's.
-func (tx *Tx) Name() string { return tx.a.info.Name }
+func (tx *Tx) Name() string { return tx.a.name }
 
 // Box returns the mailbox of a name, or nil.
 func (tx *Tx) Box(name string) *row.Mailbox {

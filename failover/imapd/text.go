@@ -86,3 +86,11 @@ func (n *noSpace) Read(p []byte) (int, error) {
 	}
 	return k, err
 }
+
+// Describe returns ENVELOPE, BODY and BODYSTRUCTURE of a message as FETCH does.
+func Describe(msg []byte) string {
+	p := parseMessage(msg)
+	b := append(p.envelope(nil), ' ')
+	b = append(p.structure(b, false), ' ')
+	return string(p.structure(b, true))
+}

@@ -44,13 +44,13 @@ func NewBox(dir, binary string, s *Site, settings map[string]string) (*Box, erro
 		return nil, err
 	}
 	data := filepath.Join(dir, "data")
-	b.Client = api.Client{Socket: filepath.Join(data, "control.sock")}
+	b.Client = api.Client{Socket: filepath.Join(dir, "control.sock")}
 	users := `["` + strings.Join(s.Users, `","`) + `"]`
 	if len(s.Users) == 0 {
 		users = "[]"
 	}
 	b.Settings = map[string]string{
-		"data": q(data), "log_level": q("debug"), "hostname": q("mail.example.test"),
+		"data": q(data), "control": q(b.Client.Socket), "log_level": q("debug"), "hostname": q("mail.example.test"),
 		"listen.imap": q(b.IMAP), "listen.smtp": q(b.SMTP), "listen.submission": q(b.Submission), "listen.plain_login": "true",
 		"production.imap":       q(fmt.Sprintf("127.0.0.1:%d", s.IMAPPort)),
 		"production.smtp":       q(fmt.Sprintf("127.0.0.1:%d", s.SMTPPort)),
@@ -118,6 +118,9 @@ func (b *Box) Start(ctx context.Context) error {
 		}
 	}
 }
+
+// Pid is the process's number.
+func (b *Box) Pid() int { return b.cmd.Process.Pid }
 
 // Kill ends the process with SIGKILL.
 func (b *Box) Kill() { kill(&b.cmd, b.done) }

@@ -120,6 +120,14 @@ func (c *Conn) note(r imapwire.Response) {
 	}
 }
 
+// TLS returns the state of a connection that was secured by STARTTLS.
+func (c *Conn) TLS() tls.ConnectionState {
+	if t, ok := c.conn.(*tls.Conn); ok {
+		return t.ConnectionState()
+	}
+	return tls.ConnectionState{}
+}
+
 // Close closes the connection without a LOGOUT.
 func (c *Conn) Close() { _ = c.conn.Close() }
 

@@ -321,7 +321,7 @@ http { access_log off;
   location /smtp { add_header Auth-Status OK; add_header Auth-Server 127.0.0.1; add_header Auth-Port %[4]d; return 200; }
  }
 }
-mail { server_name mail.example.test; tcp_nodelay on; imap_capabilities "IMAP4rev1" "UIDPLUS" "LITERAL+" "SASL-IR";
+mail { server_name mail.example.test; imap_capabilities "IMAP4rev1" "UIDPLUS" "LITERAL+" "SASL-IR";
  server { listen 127.0.0.1:%[5]d; protocol imap; imap_auth plain login; auth_http 127.0.0.1:%[2]d/imap; }
  server { listen 127.0.0.1:%[6]d ssl; protocol imap; imap_auth plain login; auth_http 127.0.0.1:%[2]d/imap; ssl_certificate %[8]s; ssl_certificate_key %[9]s; }
  server { listen 127.0.0.1:%[7]d; protocol smtp; smtp_auth none; auth_http 127.0.0.1:%[2]d/smtp; smtp_client_buffer 64k; xclient off; }

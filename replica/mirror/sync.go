@@ -232,6 +232,10 @@ func (s *boxSync) bodies(remote map[uint32]imapc.Message) error {
 		need = append(need, u)
 	}
 	slices.Sort(need)
+	if now, err := s.m.opt.Store.SnapshotByID(s.account, s.local.ID); err == nil {
+		// The wire may have brought some while the list was read.
+		need = slices.DeleteFunc(need, func(u uint32) bool { return now.Find(u) != nil })
+	}
 	if s.local.Synced && len(need) <= headerFirst && s.m.opt.Store.HeldCount() > 0 {
 		var err error
 		if need, err = s.byHeader(remote, need); err != nil {

@@ -42,7 +42,7 @@ func TestBench(t *testing.T) {
 	cert, key := certificate(t, dir, "site", 1, "mail.example.test")
 	tlsPort := must(site.FreePort())(t)
 	b := newBox(t, s, map[string]string{"certificate": fmt.Sprintf("[{cert=%q, key=%q}]", cert, key), "log_level": `"warn"`,
-		"listen.imaps": fmt.Sprintf(`"127.0.0.1:%d"`, tlsPort), "failover.mode": `"advise"`, "mirror.sweep": `"0s"`})
+		"listen.imaps": fmt.Sprintf(`"127.0.0.1:%d"`, tlsPort), "failover.mode": `"advise"`, "production.client_id": "false", "production.xclient": "false", "mirror.sweep": `"0s"`})
 	waitPhase(t, b, "protecting")
 	ways := []way{{"direct", direct(s), "", fmt.Sprintf("127.0.0.1:%d", s.SMTPPort), fmt.Sprintf("127.0.0.1:%d", s.SubmissionPort)},
 		{"understudy", b.IMAP, fmt.Sprintf("127.0.0.1:%d", tlsPort), b.SMTP, b.Submission},

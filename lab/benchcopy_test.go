@@ -52,6 +52,9 @@ func firstCopy(t *testing.T) {
 		start = time.Now()
 		for _, u := range s.Users {
 			d := t.TempDir()
+			if err := os.Mkdir(filepath.Join(d, "m"), 0o700); err != nil {
+				t.Fatal(err)
+			}
 			mbsync(t, s, u, fmt.Sprintf("MaildirStore near\nPath %s/m/\nInbox %s/inbox\nSubFolders Verbatim\n\n", d, d))
 		}
 		note("mbsync to Maildir", start)

@@ -267,15 +267,12 @@ func (f *front) enterProduction(ctx context.Context, tag string, l Login, lease 
 	var r imapwire.Response
 	if err == nil {
 		f.p.learnBanner(up)
-		if id := originID(who); t.ClientID && id != "" && hasWord(up.caps, "ID") {
-			caps := up.caps
-			_, err = up.command("U3", id)
-			up.caps = caps
+		id := ""
+		if t.ClientID {
+			id = originID(who)
 		}
-	}
-	if err == nil {
 		_ = up.SetDeadline(time.Now().Add(answerTimeout))
-		r, err = up.login(l)
+		r, err = up.login(l, id)
 	}
 	if err != nil {
 		lease.Release()

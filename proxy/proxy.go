@@ -93,8 +93,15 @@ type Tap interface {
 	Denied(l Login)
 	// Virtual returns what a mailbox's UIDVALIDITY is shown as, 0 if as it is.
 	Virtual(account, mailbox string) uint32
-	// Accepted makes a message durable that production answered with 250.
-	Accepted(ctx context.Context, m row.Envelope, sp row.Spool) error
+	// Arriving begins to make a whole message durable while production decides
+	// about it. Accepted waits for that; Refused forgets the message.
+	Arriving(ctx context.Context, m row.Envelope, sp row.Spool) Arrival
+}
+
+// Arrival is a message between its end-of-data and production's answer.
+type Arrival interface {
+	Accepted() error
+	Refused()
 }
 
 // StandbyIMAP serves a session that has logged in.

@@ -457,15 +457,19 @@ func (s *smtpSession) finish(ctx context.Context, sp row.Spool, err error) error
 		s.reply(smtpwire.NewReply(452, "4.3.1 Storage of the appliance failed"))
 		return errEnd
 	}
+	var arrival Arrival
 	if sp != nil {
-		sp.Start()
+		arrival = s.p.opt.Tap.Arriving(ctx, mail, sp)
 	}
 	r, err := s.up.Finish()
+	if arrival != nil && (err != nil || !r.OK()) {
+		arrival.Refused()
+	}
 	if err != nil {
 		return errUpstream{err}
 	}
-	if r.OK() && sp != nil {
-		if err := s.p.opt.Tap.Accepted(ctx, mail, sp); err != nil {
+	if arrival != nil && r.OK() {
+		if err := arrival.Accepted(); err != nil {
 			s.p.opt.Log.Error("an accepted message could not be made durable; its 250 is not passed on", "err", err)
 			return errEnd
 		}

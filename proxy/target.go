@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"encoding/base64"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -219,18 +220,37 @@ func (ic *imapConn) answer(tag string) (imapwire.Response, error) {
 	}
 }
 
-// login authenticates; the answer is production's.
-func (ic *imapConn) login(l Login) (imapwire.Response, error) {
+// login authenticates; the answer is production's. id is an ID command that
+// goes along, or "".
+func (ic *imapConn) login(l Login, id string) (imapwire.Response, error) {
 	mech, resp := "PLAIN", plainResponse(l)
 	if l.Token() {
 		mech, resp = l.Mechanism, l.Response
 	}
 	enc := base64.StdEncoding.EncodeToString(resp)
+	if !hasWord(ic.caps, "ID") {
+		id = ""
+	}
 	if !hasWord(ic.caps, "SASL-IR") {
+		if id != "" {
+			caps := ic.caps
+			if _, err := ic.command("U3", id); err != nil {
+				return imapwire.Response{}, err
+			}
+			ic.caps = caps
+		}
 		return ic.loginPlain(l, mech, enc)
 	}
-	if _, err := fmt.Fprintf(ic.Conn, "U2 AUTHENTICATE %s %s\r\n", mech, enc); err != nil {
+	if id != "" {
+		id = "U3 " + id + "\r\n"
+	}
+	if _, err := fmt.Fprintf(ic.Conn, "%sU2 AUTHENTICATE %s %s\r\n", id, mech, enc); err != nil {
 		return imapwire.Response{}, err
+	}
+	if id != "" {
+		if r, err := ic.answer("U3"); err != nil || r.Name != "OK" {
+			return r, errors.Join(err, fmt.Errorf("ID: %s %s", r.Name, r.Rest))
+		}
 	}
 	ic.caps = nil
 	return ic.answer("U2")

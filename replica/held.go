@@ -89,6 +89,16 @@ func (s *Store) DropHeld(ctx context.Context, id uint64, gone func(rcpt string) 
 	return nil
 }
 
+// Confirm records that production answered a held message with 250.
+func (s *Store) Confirm(id uint64) {
+	s.heldMu.Lock()
+	defer s.heldMu.Unlock()
+	if h, ok := s.heldByID(id); ok {
+		h.Open = false
+		s.showHeld(h)
+	}
+}
+
 // Given records that production now has a message that the standby had accepted.
 func (s *Store) Given(ctx context.Context, id uint64) error {
 	s.heldMu.Lock()

@@ -34,6 +34,8 @@ type Replica interface {
 	LearnExpunge(ctx context.Context, user, mailbox string, uids []uint32) error
 	LearnCopy(ctx context.Context, user string, c row.CopyOf) error
 	Hold(ctx context.Context, h row.Held) (row.Held, error)
+	Confirm(id uint64)
+	DropHeld(ctx context.Context, id uint64, gone func(rcpt string) bool) error
 	RouteOf(rcpt string) (row.Route, bool)
 }
 
@@ -274,30 +276,65 @@ func (c *Cache) copied(ctx context.Context, account string, cmd *imapsession.Cmd
 	return nil
 }
 
-// Accepted holds a message that production answered with 250, for those of
-// its recipients whose mailboxes are on production.
-func (c *Cache) Accepted(ctx context.Context, m row.Envelope, sp row.Spool) error {
-	h := row.Held{From: m.From, Params: m.Params, Arrived: time.Now()}
+// Arrival is a message between its end-of-data and production's answer. It is
+// held in parallel with production's work on it: if this process ends just then,
+// the message counts as accepted, since a double is better than a loss.
+type Arrival struct {
+	c    *Cache
+	ctx  context.Context
+	h    row.Held
+	done chan error
+}
+
+// Arriving begins to hold a message for those of its recipients whose mailboxes
+// are on production.
+func (c *Cache) Arriving(ctx context.Context, m row.Envelope, sp row.Spool) *Arrival {
+	a := &Arrival{c: c, ctx: context.WithoutCancel(ctx), done: make(chan error, 1), h: row.Held{From: m.From, Params: m.Params, Arrived: time.Now(), Open: true}}
 	for _, r := range m.Rcpts {
 		if c.opt.Local(r) {
-			h.Rcpts = append(h.Rcpts, r)
+			a.h.Rcpts = append(a.h.Rcpts, r)
 		}
 	}
-	if len(h.Rcpts) == 0 {
-		return nil
+	if len(a.h.Rcpts) == 0 {
+		a.done <- nil
+		return a
 	}
+	sp.Start()
+	go func() { a.done <- a.hold(sp) }()
+	return a
+}
+
+func (a *Arrival) hold(sp row.Spool) error {
 	var err error
-	if h.Ref, err = sp.Commit(); err != nil {
+	if a.h.Ref, err = sp.Commit(); err != nil {
 		return err
 	}
-	if _, err := c.opt.Replica.Hold(ctx, h); err != nil {
+	a.h, err = a.c.opt.Replica.Hold(a.ctx, a.h)
+	return err
+}
+
+// Accepted returns when the message is durable: its 250 may be passed on.
+func (a *Arrival) Accepted() error {
+	if err := <-a.done; err != nil || len(a.h.Rcpts) == 0 {
 		return err
 	}
-	c.held.Add(1)
-	for _, r := range h.Rcpts {
-		if rt, ok := c.opt.Replica.RouteOf(r); ok {
-			c.opt.Syncer.Expect(rt.Account, rt.Mailbox)
+	a.c.opt.Replica.Confirm(a.h.ID)
+	a.c.held.Add(1)
+	for _, r := range a.h.Rcpts {
+		if rt, ok := a.c.opt.Replica.RouteOf(r); ok {
+			a.c.opt.Syncer.Expect(rt.Account, rt.Mailbox)
 		}
 	}
 	return nil
+}
+
+// Refused forgets the message: production refused it, or gave no answer, and
+// the sender will come again.
+func (a *Arrival) Refused() {
+	if err := <-a.done; err != nil || len(a.h.Rcpts) == 0 {
+		return
+	}
+	if err := a.c.opt.Replica.DropHeld(a.ctx, a.h.ID, func(string) bool { return true }); err != nil {
+		a.c.opt.Log.Error("forget a refused message", "held", a.h.ID, "err", err)
+	}
 }

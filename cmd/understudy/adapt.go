@@ -109,6 +109,10 @@ func (t tap) Denied(l proxy.Login) {
 	}
 }
 
+func (t tap) Arriving(ctx context.Context, m row.Envelope, sp row.Spool) proxy.Arrival {
+	return t.Cache.Arriving(ctx, m, sp)
+}
+
 func (t tap) NewSpool() row.Spool { return t.store.Blobs.Spool() }
 
 // learner stores verifiers beside the sessions: they are slow by design.

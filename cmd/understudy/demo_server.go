@@ -133,12 +133,12 @@ func (p *primary) NewSpool() row.Spool { return p.store.Blobs.Spool() }
 
 // The rest of proxy.Tap is never called: no session has an upstream.
 
-func (p *primary) LoggedIn(context.Context, proxy.Login) (string, error)     { return "", nil }
-func (p *primary) Denied(proxy.Login)                                        {}
-func (p *primary) View(string, string, uint32, uint32, int) ([]uint32, bool) { return nil, false }
-func (p *primary) Hint(string, string)                                       {}
-func (p *primary) Virtual(string, string) uint32                             { return 0 }
-func (p *primary) Accepted(context.Context, row.Envelope, row.Spool) error   { return nil }
+func (p *primary) LoggedIn(context.Context, proxy.Login) (string, error)           { return "", nil }
+func (p *primary) Denied(proxy.Login)                                              {}
+func (p *primary) View(string, string, uint32, uint32, int) ([]uint32, bool)       { return nil, false }
+func (p *primary) Hint(string, string)                                             {}
+func (p *primary) Virtual(string, string) uint32                                   { return 0 }
+func (p *primary) Arriving(context.Context, row.Envelope, row.Spool) proxy.Arrival { return nil }
 func (p *primary) Settle(context.Context, string, *imapsession.Cmd, imapwire.Response, row.Spool) error {
 	return nil
 }

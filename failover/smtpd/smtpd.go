@@ -244,6 +244,9 @@ func (s *Server) deliver(ctx context.Context, h row.Held, via string) (left int)
 // returns the number of recipients that have no known mailbox.
 func (s *Server) Replay(ctx context.Context) (left int) {
 	for _, h := range s.opt.Store.HeldAll() {
+		if h.Open {
+			continue // nobody was told 250; the sender will come again
+		}
 		left += s.deliver(ctx, h, "from production (held)")
 	}
 	return left

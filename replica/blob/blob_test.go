@@ -49,23 +49,18 @@ func TestS13_TornEnd(t *testing.T) {
 	seg := filepath.Join(dir, "seg-00000001.pack")
 	fi, _ := os.Stat(seg)
 	_ = s.Close()
-	for cut := int64(1); cut < 3000; cut += 500 {
-		if err := os.Truncate(seg, fi.Size()-cut); err != nil {
-			t.Fatal(err)
-		}
-		s = open(t, dir)
-		for i, r := range refs {
-			if got, err := s.Get(r); err != nil || !bytes.Equal(got, all[i]) {
-				t.Errorf("message %d: %v", i, err)
-			}
-		}
-		if _, err := s.Get(last); !errors.Is(err, ErrNotFound) {
-			t.Errorf("torn message: %v", err)
-		}
-		_ = s.Close()
-		break
+	if err := os.Truncate(seg, fi.Size()-1500); err != nil {
+		t.Fatal(err)
 	}
 	s = open(t, dir)
+	for i, r := range refs {
+		if got, err := s.Get(r); err != nil || !bytes.Equal(got, all[i]) {
+			t.Errorf("message %d: %v", i, err)
+		}
+	}
+	if _, err := s.Get(last); !errors.Is(err, ErrNotFound) {
+		t.Errorf("torn message: %v", err)
+	}
 	if _, err := s.Put([]byte("after")); err != nil {
 		t.Error(err)
 	}

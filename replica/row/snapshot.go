@@ -130,6 +130,9 @@ type Held struct {
 	Seen    []string // accounts that it was seen in
 	// Standby: accepted by the standby, so production has no copy of it.
 	Standby bool
+	// Open: production has not answered yet. Not kept: after a restart the
+	// message counts as accepted.
+	Open bool `json:"-"`
 }
 
 // Route says where mail for a recipient lands.

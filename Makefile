@@ -16,7 +16,7 @@ demo: go
 	go build -o bin/understudy ./cmd/understudy
 	bin/understudy demo
 
-test: deps check fuzz lab
+test: deps check fuzz demo lab
 	git diff --exit-code -- docs
 
 check: go gen

@@ -175,6 +175,49 @@ func boxUID(line string) (string, int) {
 	return box, uid
 }
 
+// N18, B5: mail that production had accepted and kept in its queue is delivered
+// by the standby; when the queue brings it after the hand-back, it is there once.
+func TestN18_QueueAfterHandback(t *testing.T) {
+	s := newSite(t, 2)
+	u := s.Users[0]
+	b := newBox(t, s, nil)
+	waitPhase(t, b, "protecting")
+	dial(t, b.IMAP, u).Logout()
+	waitFor(t, "the password is learned", func() bool { return must(b.Status(t.Context()))(t).Verifiers > 0 })
+	// The queue gets stuck, as it does when a delivery failed.
+	s.SetPostfix(t, "defer_transports", "lmtp")
+	for i := range 3 {
+		if r := send(t, b.SMTP, "x@other.test", string(message(fmt.Sprint("stuck", i), 400)), u); r.Code != 250 {
+			t.Fatal(r)
+		}
+	}
+	s.Kill()
+	waitPhase(t, b, "serving")
+	count := func(addr string) (n int) {
+		for _, k := range fingerprint(t, addr, u).Bodies {
+			n += k
+		}
+		return n
+	}
+	if n := count(b.IMAP); n != 3 {
+		t.Errorf("the standby has %d messages, want 3", n)
+	}
+	if err := s.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	waitPhase(t, b, "returning")
+	order(t, b, "handback")
+	want := fingerprint(t, direct(s), u)
+	s.SetPostfix(t, "defer_transports", "")
+	waitFor(t, "the queue is delivered", func() bool { return strings.Count(s.PostfixLog(), "status=sent") >= 3 })
+	waitFor(t, "the doubles are gone", func() bool { return count(direct(s)) == 3 })
+	time.Sleep(500 * time.Millisecond)
+	if d := want.Diff(fingerprint(t, direct(s), u)); d != "" {
+		t.Errorf("production changed by its late queue:\n%s", d)
+	}
+	same(t, s, b, u, 5*time.Second)
+}
+
 // N02, T19: mbsync with a warm cache pulls and pushes no old message again:
 // before, during and after an outage.
 func TestN02_MbsyncWarmCache(t *testing.T) {

@@ -195,19 +195,75 @@ func (s *Store) MatchHeld(a Arrival) (h row.Held, msg []byte, ok bool) {
 func (s *Store) MatchHeldBody(msg []byte) (h row.Held, ok bool) {
 	key, n := BodyKey(BodyLen(msg)), HeaderLen(msg)
 	for _, h := range s.HeldAll() {
-		if h.Key != key {
-			continue
-		}
-		orig, err := s.Message(h.Ref)
-		if err != nil {
-			continue
-		}
-		o := HeaderLen(orig)
-		if bytes.Equal(orig[o:], msg[n:]) && containsLines(msg[:n], orig[:o]) {
+		if h.Key == key && s.delivers(msg, n, h.Ref) {
 			return h, true
 		}
 	}
 	return row.Held{}, false
+}
+
+// delivers reports whether msg, with a header of n bytes, is what became of a
+// message on its way into a mailbox.
+func (s *Store) delivers(msg []byte, n int, sent row.Ref) bool {
+	orig, err := s.Message(sent)
+	if err != nil {
+		return false
+	}
+	o := HeaderLen(orig)
+	return bytes.Equal(orig[o:], msg[n:]) && containsLines(msg[:n], orig[:o])
+}
+
+// MatchTwin looks for the message that the standby has delivered to an account
+// in production's place.
+func (s *Store) MatchTwin(account string, msg []byte) (row.Twin, bool) {
+	key, n := BodyKey(BodyLen(msg)), HeaderLen(msg)
+	for _, w := range s.Twins(account) {
+		if w.Key == key && s.delivers(msg, n, w.Ref) {
+			return w, true
+		}
+	}
+	return row.Twin{}, false
+}
+
+// Twins lists the messages of an account whose copy production may still
+// deliver, oldest first.
+func (s *Store) Twins(account string) []row.Twin {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []row.Twin
+	for _, w := range s.twins {
+		if w.Account == account {
+			out = append(out, w)
+		}
+	}
+	sort.Slice(out, func(i, j int) bool { return out[i].ID < out[j].ID })
+	return out
+}
+
+// ForgetTwins drops twins: production's copy came, or it never will.
+func (s *Store) ForgetTwins(ctx context.Context, gone func(row.Twin) bool) error {
+	s.mu.Lock()
+	var b meta.Batch
+	var ids []uint64
+	for id, w := range s.twins {
+		if gone(w) {
+			b.Delete(idKey("x", id))
+			ids = append(ids, id)
+		}
+	}
+	s.mu.Unlock()
+	if len(ids) == 0 {
+		return nil
+	}
+	if _, err := s.Meta.Commit(ctx, b); err != nil {
+		return fmt.Errorf("forget twins: %w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, id := range ids {
+		delete(s.twins, id)
+	}
+	return nil
 }
 
 func atLineStart(b []byte, i int) bool { return i == 0 || i > 0 && b[i-1] == '\n' }
@@ -374,6 +430,13 @@ func (s *Store) Deliver(ctx context.Context, h row.Held, rcpt string, msg []byte
 		return nil
 	}
 	left.Rcpts = slices.DeleteFunc(slices.Clone(left.Rcpts), func(r string) bool { return r == rcpt })
+	twin := row.Twin{Account: route.Account, Ref: h.Ref, Key: h.Key, Delivered: time.Now()}
+	if !h.Standby && !s.opt.Primary {
+		s.mu.Lock()
+		s.nextID++
+		twin.ID = s.nextID
+		s.mu.Unlock()
+	}
 	err = s.Update(ctx, route.Account, Acting, func(tx *Tx) error {
 		m := tx.Box(route.Mailbox)
 		if m == nil || m.NoSelect {
@@ -386,10 +449,18 @@ func (s *Store) Deliver(ctx context.Context, h row.Held, rcpt string, msg []byte
 		m.ModSeq++
 		tx.PutRow(m.ID, r)
 		tx.Put(m)
+		if twin.ID != 0 {
+			tx.putJSON(idKey("x", twin.ID), twin)
+		}
 		return left.store(&tx.batch)
 	})
 	if err != nil {
 		return err
+	}
+	if twin.ID != 0 {
+		s.mu.Lock()
+		s.twins[twin.ID] = twin
+		s.mu.Unlock()
 	}
 	s.showHeld(left)
 	return nil

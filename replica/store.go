@@ -65,6 +65,7 @@ type Store struct {
 	accounts map[string]*account
 	held     map[uint64]*row.Held
 	routes   map[string]row.Route
+	twins    map[uint64]row.Twin
 	nextID   uint64
 	cached   int // rows in snapshots
 }
@@ -95,7 +96,7 @@ func Open(o Options) (*Store, error) {
 	if err != nil {
 		return nil, errors.Join(err, blobs.Close())
 	}
-	s := &Store{Meta: m, Blobs: blobs, opt: o, accounts: map[string]*account{}, held: map[uint64]*row.Held{}, routes: map[string]row.Route{}}
+	s := &Store{Meta: m, Blobs: blobs, opt: o, accounts: map[string]*account{}, held: map[uint64]*row.Held{}, routes: map[string]row.Route{}, twins: map[uint64]row.Twin{}}
 	if err := s.load(); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
@@ -130,6 +131,14 @@ func (s *Store) load() error {
 			}
 			s.held[h.ID] = h
 			s.nextID = max(s.nextID, h.ID)
+		}
+		for _, v := range sn.Scan([]byte("x/"), []byte("x0")) {
+			var w row.Twin
+			if err := json.Unmarshal(v, &w); err != nil {
+				return fmt.Errorf("twin row: %w", err)
+			}
+			s.twins[w.ID] = w
+			s.nextID = max(s.nextID, w.ID)
 		}
 		for k := range sn.Scan([]byte("q/"), []byte("q0")) {
 			s.nextID = max(s.nextID, binary.BigEndian.Uint64(k[2:]))

@@ -73,6 +73,10 @@ func (a *actor) Replay(ctx context.Context) error {
 // copyStreams is the number of accounts copied back at a time.
 const copyStreams = 4
 
+// twinsLive is how long production's copy of a message that the standby has
+// delivered may still come: mail servers give up after five days.
+const twinsLive = 6 * 24 * time.Hour
+
 // maxWatched is how many accounts are looked at to see whether production still
 // delivers mail by itself.
 const maxWatched = 50
@@ -149,6 +153,9 @@ func (a *actor) OnProduction(account string) bool {
 // expireHeld forgets accepted messages that never showed up in a mailbox:
 // production filtered them, or sent them on.
 func (a *actor) expireHeld(ctx context.Context, now time.Time) error {
+	if err := a.store.ForgetTwins(ctx, func(w row.Twin) bool { return now.Sub(w.Delivered) > twinsLive }); err != nil {
+		return err
+	}
 	for _, h := range a.store.HeldAll() {
 		if now.Sub(h.Arrived) < a.holdFor {
 			continue

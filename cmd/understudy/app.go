@@ -370,7 +370,21 @@ func (a *app) chores(ctx context.Context) error {
 		if err := a.actor.expireHeld(ctx, slow); err != nil {
 			a.log.Error("expire held deliveries", "err", err)
 		}
+		if phase == failover.Serving || phase == failover.Returning {
+			a.deliverLate(ctx, slow)
+		}
 		a.flush(ctx, phase)
+	}
+}
+
+// deliverLate delivers what was accepted by production just when the standby
+// began to answer.
+func (a *app) deliverLate(ctx context.Context, now time.Time) {
+	for _, h := range a.store.HeldAll() {
+		if !h.Open && now.Sub(h.Arrived) < time.Minute {
+			a.smtp.Replay(ctx)
+			return
+		}
 	}
 }
 

@@ -140,6 +140,8 @@ func (k *Keeper) Run(ctx context.Context) error {
 	k.step(ctx, failover.Happened{Event: failover.Resumed, At: time.Now()})
 	if p := k.State().Phase; p == failover.Protecting || p == failover.Seeding {
 		k.opt.Actor.Protect()
+	} else {
+		k.opt.Actor.Rest()
 	}
 	for {
 		var hold <-chan time.Time

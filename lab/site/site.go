@@ -435,6 +435,22 @@ func (s *Site) Doveadm(args ...string) (string, error) {
 	return string(out), err
 }
 
+// SetPostfix sets a parameter of Postfix and has it read again.
+func (s *Site) SetPostfix(t interface{ Fatal(...any) }, name, value string) {
+	pf := filepath.Join(s.Dir, "pf")
+	for _, args := range [][]string{{"postconf", "-c", pf, "-e", name + "=" + value}, {"postfix", "-c", pf, "reload"}, {"postqueue", "-c", pf, "-f"}} {
+		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil && args[0] != "postqueue" {
+			t.Fatal(err, string(out))
+		}
+	}
+}
+
+// PostfixLog returns Postfix's log.
+func (s *Site) PostfixLog() string {
+	b, _ := os.ReadFile(filepath.Join(s.Dir, "postfix.log"))
+	return string(b)
+}
+
 // Log returns Dovecot's log.
 func (s *Site) Log() string {
 	b, err := os.ReadFile(filepath.Join(s.Dir, "dovecot.log"))

@@ -99,6 +99,9 @@ func (b *box) deletes(p Plan) error {
 	for _, u := range p.Drop {
 		b.task("drop-double", b.sn.Name, u)
 	}
+	if err := b.arrived(p.Drop); err != nil {
+		return err
+	}
 	// The base of what is on neither side any more is forgotten.
 	var gone []uint32
 	for uid := range b.rows {
@@ -114,6 +117,22 @@ func (b *box) deletes(p Plan) error {
 			tx.DropBaseRow(b.id, u)
 		}
 	})
+}
+
+// arrived forgets the twins whose copy production has delivered now.
+func (b *box) arrived(dropped []uint32) error {
+	for _, uid := range dropped {
+		msg, err := b.opt.Store.Message(b.late[uid].ref)
+		if err != nil {
+			return err
+		}
+		if w, ok := b.opt.Store.MatchTwin(b.name, msg); ok {
+			if err := b.opt.Store.ForgetTwins(b.ctx, func(x row.Twin) bool { return x.ID == w.ID }); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // adopt takes note of messages that an earlier run had copied already.

@@ -31,6 +31,7 @@ type boxSync struct {
 	local *row.Snapshot
 	mark  uint64
 	again bool // the wire changed something meanwhile
+	twins map[uint32]row.Twin
 }
 
 // run makes the replica's mailbox equal to production's. again tells that the
@@ -67,7 +68,10 @@ func (s *boxSync) run() (again bool, err error) {
 	if err := s.bodies(remote); err != nil {
 		return false, err
 	}
-	return s.again, s.finish()
+	if err := s.finish(); err != nil || len(s.twins) == 0 {
+		return s.again, err
+	}
+	return true, s.dropTwins()
 }
 
 // known returns the replica's mailbox, after a look at the folders if it has
@@ -235,6 +239,12 @@ func (s *boxSync) bodies(remote map[uint32]imapc.Message) error {
 	if now, err := s.m.opt.Store.SnapshotByID(s.account, s.local.ID); err == nil {
 		// The wire may have brought some while the list was read.
 		need = slices.DeleteFunc(need, func(u uint32) bool { return now.Find(u) != nil })
+	}
+	if s.local.Synced && len(need) > 0 && len(need) <= headerFirst && len(s.m.opt.Store.Twins(s.account)) > 0 {
+		var err error
+		if need, err = s.findTwins(need); err != nil {
+			return err
+		}
 	}
 	if s.local.Synced && len(need) <= headerFirst && s.m.opt.Store.HeldCount() > 0 {
 		var err error

@@ -135,6 +135,16 @@ type Held struct {
 	Open bool `json:"-"`
 }
 
+// Twin is a message that production had accepted and that the standby delivered
+// in its place. Production's own copy may still come, from its queue.
+type Twin struct {
+	ID        uint64
+	Account   string
+	Ref       Ref    // as the sender gave it
+	Key       string // of the content
+	Delivered time.Time
+}
+
 // Route says where mail for a recipient lands.
 type Route struct {
 	Recipient string // lower case

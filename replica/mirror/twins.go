@@ -1,0 +1,56 @@
+package mirror
+
+import (
+	"fmt"
+	"slices"
+
+	"understudy/replica/imapc"
+	"understudy/replica/row"
+	"understudy/snoop/imapwire"
+)
+
+// findTwins looks among new messages for those that the standby has delivered
+// in production's place during an outage: production's queue brings them late.
+// They are kept out of the replica, and taken out of production by dropTwins.
+// Bodies are compared whole.
+func (s *boxSync) findTwins(need []uint32) ([]uint32, error) {
+	s.twins = map[uint32]row.Twin{}
+	used := map[uint64]bool{}
+	err := s.c.Fetch(imapwire.FormatSet(need), "(UID BODY.PEEK[])", func(f imapc.Message) error {
+		if !f.HasBody {
+			return nil
+		}
+		if w, ok := s.m.opt.Store.MatchTwin(s.account, f.Body); ok && !used[w.ID] {
+			used[w.ID], s.twins[f.UID] = true, w
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("look for late doubles: %w", err)
+	}
+	return slices.DeleteFunc(need, func(u uint32) bool { _, twin := s.twins[u]; return twin }), nil
+}
+
+// dropTwins expunges late doubles from production, by their UIDs alone.
+func (s *boxSync) dropTwins() error {
+	if !s.c.Has("UIDPLUS") {
+		return nil // nothing but these may be expunged
+	}
+	if _, err := s.c.Select(s.mailbox, false); err != nil {
+		return err
+	}
+	var uids []uint32
+	ids := map[uint64]bool{}
+	for u, w := range s.twins {
+		uids = append(uids, u)
+		ids[w.ID] = true
+	}
+	set := imapwire.FormatSet(uids)
+	for _, cmd := range []string{"UID STORE " + set + ` +FLAGS.SILENT (\Deleted)`, "UID EXPUNGE " + set} {
+		if _, err := s.c.Do(cmd, nil); err != nil {
+			return fmt.Errorf("drop late doubles: %w", err)
+		}
+	}
+	s.m.opt.Log.Info("production delivered what the standby had delivered already; its copies are dropped", "account", s.account, "mailbox", s.mailbox, "uids", set)
+	return s.m.opt.Store.ForgetTwins(s.ctx, func(w row.Twin) bool { return ids[w.ID] })
+}

@@ -53,6 +53,11 @@ func (s *imapSession) run(ctx context.Context) {
 		_ = s.up.Close()
 		close(s.ended)
 		wg.Wait()
+		for _, c := range s.track.Outstanding() {
+			if changes(c.Verb) {
+				s.p.opt.Tap.Unanswered(s.account, c)
+			}
+		}
 		s.lease.Release()
 		for _, sp := range s.spools {
 			sp.Discard()

@@ -89,6 +89,9 @@ type Tap interface {
 	Settle(ctx context.Context, account string, c *imapsession.Cmd, ok imapwire.Response, sp row.Spool) error
 	// Hint tells that a mailbox changed in a way that was not followed.
 	Hint(account, mailbox string)
+	// Unanswered tells of a command that production did not answer before the
+	// session was lost.
+	Unanswered(account string, c *imapsession.Cmd)
 	// Denied tells that production refused a login.
 	Denied(l Login)
 	// Virtual returns what a mailbox's UIDVALIDITY is shown as, 0 if as it is.

@@ -74,6 +74,51 @@ func (s *Store) BaseRows(user string, id row.MailboxID) (map[uint32]*row.Message
 	return out, err
 }
 
+func doubtPrefix(name string) []byte { return []byte("z/" + name + "\x00") }
+
+// NoteDoubt keeps a MOVE that production did not answer, for the copy-back.
+func (s *Store) NoteDoubt(ctx context.Context, user, from string, uids []uint32, to string) error {
+	sn, err := s.Snapshot(user, from)
+	if err != nil {
+		return err
+	}
+	name, _ := s.Resolve(user)
+	d := row.Doubt{To: to}
+	for _, u := range uids {
+		if m := sn.Find(u); m != nil {
+			d.Refs = append(d.Refs, m.Ref)
+		}
+	}
+	b, err := json.Marshal(d)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.nextID++
+	key := binary.BigEndian.AppendUint64(doubtPrefix(name), s.nextID)
+	s.mu.Unlock()
+	_, err = s.Meta.Commit(ctx, meta.Batch{Do: []meta.Op{{Key: key, Val: b}}})
+	return err
+}
+
+// Doubts lists an account's MOVEs that production did not answer.
+func (s *Store) Doubts(user string) ([]row.Doubt, error) {
+	name, _ := s.Resolve(user)
+	var out []row.Doubt
+	err := s.Meta.View(func(sn meta.Snap) error {
+		p := doubtPrefix(name)
+		for _, v := range sn.Scan(p, meta.PrefixEnd(p)) {
+			var d row.Doubt
+			if err := json.Unmarshal(v, &d); err != nil {
+				return err
+			}
+			out = append(out, d)
+		}
+		return sn.Err()
+	})
+	return out, err
+}
+
 // EndActing hands an account back to production, which then holds the same as
 // the replica. The base is dropped.
 func (s *Store) EndActing(ctx context.Context, user string) error {
@@ -97,6 +142,8 @@ func (s *Store) EndActing(ctx context.Context, user string) error {
 			p[0] = kind
 			tx.batch.DeleteRange(p, meta.PrefixEnd(p))
 		}
+		p := doubtPrefix(tx.Name())
+		tx.batch.DeleteRange(p, meta.PrefixEnd(p))
 		tx.info.Home, tx.infoChanged = row.Production, true
 		return nil
 	})

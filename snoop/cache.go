@@ -34,6 +34,7 @@ type Replica interface {
 	LearnExpunge(ctx context.Context, user, mailbox string, uids []uint32) error
 	LearnCopy(ctx context.Context, user string, c row.CopyOf) error
 	Hold(ctx context.Context, h row.Held) (row.Held, error)
+	NoteDoubt(ctx context.Context, user, from string, uids []uint32, to string) error
 	Confirm(id uint64)
 	DropHeld(ctx context.Context, id uint64, gone func(rcpt string) bool) error
 	RouteOf(rcpt string) (row.Route, bool)
@@ -91,6 +92,24 @@ func (c *Cache) View(account, mailbox string, validity, next uint32, exists int)
 
 // Hint tells that a mailbox changed in a way that was not followed.
 func (c *Cache) Hint(account, mailbox string) { c.opt.Syncer.Hint(account, mailbox) }
+
+// Unanswered tells of a command that production did not answer before the
+// session was lost.
+func (c *Cache) Unanswered(account string, cmd *imapsession.Cmd) {
+	if cmd.Verb != "MOVE" && cmd.Verb != "UID MOVE" || len(cmd.UIDs) == 0 {
+		return
+	}
+	r := cmd.Args()
+	r.Set()
+	r.SP()
+	to := r.Mailbox()
+	if r.Err() != nil {
+		return
+	}
+	if err := c.opt.Replica.NoteDoubt(context.Background(), account, cmd.Mailbox, cmd.UIDs, to); err != nil {
+		c.opt.Log.Error("keep an unanswered MOVE", "account", account, "err", err)
+	}
+}
 
 // Virtual returns what a mailbox's UIDVALIDITY is shown as, 0 if as it is.
 func (c *Cache) Virtual(account, mailbox string) uint32 {

@@ -136,6 +136,7 @@ func (p *primary) NewSpool() row.Spool { return p.store.Blobs.Spool() }
 func (p *primary) LoggedIn(context.Context, proxy.Login) (string, error)           { return "", nil }
 func (p *primary) Denied(proxy.Login)                                              {}
 func (p *primary) View(string, string, uint32, uint32, int) ([]uint32, bool)       { return nil, false }
+func (p *primary) Unanswered(string, *imapsession.Cmd)                             {}
 func (p *primary) Hint(string, string)                                             {}
 func (p *primary) Virtual(string, string) uint32                                   { return 0 }
 func (p *primary) Arriving(context.Context, row.Envelope, row.Spool) proxy.Arrival { return nil }

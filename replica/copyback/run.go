@@ -131,6 +131,11 @@ func (a *account) run() error {
 		work = append(work, b)
 	}
 	crossMoves(work)
+	doubts, err := a.opt.Store.Doubts(a.name)
+	if err != nil {
+		return err
+	}
+	halfMoves(work, doubts)
 	for _, b := range work {
 		if err := b.execute(); err != nil {
 			return fmt.Errorf("mailbox %s of %s: %w", b.sn.Name, a.name, err)

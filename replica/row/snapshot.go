@@ -135,6 +135,13 @@ type Held struct {
 	Open bool `json:"-"`
 }
 
+// Doubt is a MOVE that production never answered: it may have done the half of
+// it, or all.
+type Doubt struct {
+	To   string
+	Refs []Ref // of the messages
+}
+
 // Twin is a message that production had accepted and that the standby delivered
 // in its place. Production's own copy may still come, from its queue.
 type Twin struct {

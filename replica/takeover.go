@@ -19,6 +19,13 @@ func (s *Store) BeginActing(ctx context.Context, user string, gap uint32) error 
 		if tx.info.Home == row.Standby {
 			return nil
 		}
+		doubts, err := s.Doubts(tx.Name())
+		if err != nil {
+			return err
+		}
+		for _, d := range doubts {
+			tx.resolve(d)
+		}
 		for _, m := range tx.Boxes() {
 			m.UIDNext = max(m.UIDNext, m.SyncedNext)
 			tx.putJSON(baseKey(tx.Name(), m.ID), m)
@@ -76,15 +83,14 @@ func (s *Store) BaseRows(user string, id row.MailboxID) (map[uint32]*row.Message
 
 func doubtPrefix(name string) []byte { return []byte("z/" + name + "\x00") }
 
-// NoteDoubt keeps a MOVE that production did not answer, for the copy-back.
-func (s *Store) NoteDoubt(ctx context.Context, user, from string, uids []uint32, to string) error {
-	sn, err := s.Snapshot(user, from)
+// NoteDoubt keeps a MOVE whose OK was not passed on, for takeover and copy-back.
+func (s *Store) NoteDoubt(ctx context.Context, user string, d row.Doubt) error {
+	sn, err := s.Snapshot(user, d.From)
 	if err != nil {
 		return err
 	}
 	name, _ := s.Resolve(user)
-	d := row.Doubt{To: to}
-	for _, u := range uids {
+	for _, u := range d.UIDs {
 		if m := sn.Find(u); m != nil {
 			d.Refs = append(d.Refs, m.Ref)
 		}
@@ -99,6 +105,21 @@ func (s *Store) NoteDoubt(ctx context.Context, user, from string, uids []uint32,
 	s.mu.Unlock()
 	_, err = s.Meta.Commit(ctx, meta.Batch{Do: []meta.Op{{Key: key, Val: b}}})
 	return err
+}
+
+// resolve ends a MOVE that production did, of which the replica has seen the
+// arrival but not the departure.
+func (tx *Tx) resolve(d row.Doubt) {
+	from, to := tx.Box(d.From), tx.Box(d.To)
+	if from == nil || to == nil || len(d.Dst) != len(d.UIDs) {
+		return
+	}
+	for i, uid := range d.UIDs {
+		src, dst := tx.Find(from.ID, uid), tx.Find(to.ID, d.Dst[i])
+		if src != nil && dst != nil && src.Ref == dst.Ref {
+			tx.DeleteRow(from.ID, uid)
+		}
+	}
 }
 
 // Doubts lists an account's MOVEs that production did not answer.

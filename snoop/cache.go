@@ -34,7 +34,7 @@ type Replica interface {
 	LearnExpunge(ctx context.Context, user, mailbox string, uids []uint32) error
 	LearnCopy(ctx context.Context, user string, c row.CopyOf) error
 	Hold(ctx context.Context, h row.Held) (row.Held, error)
-	NoteDoubt(ctx context.Context, user, from string, uids []uint32, to string) error
+	NoteDoubt(ctx context.Context, user string, d row.Doubt) error
 	Confirm(id uint64)
 	DropHeld(ctx context.Context, id uint64, gone func(rcpt string) bool) error
 	RouteOf(rcpt string) (row.Route, bool)
@@ -106,7 +106,11 @@ func (c *Cache) Unanswered(account string, cmd *imapsession.Cmd) {
 	if r.Err() != nil {
 		return
 	}
-	if err := c.opt.Replica.NoteDoubt(context.Background(), account, cmd.Mailbox, cmd.UIDs, to); err != nil {
+	d := row.Doubt{From: cmd.Mailbox, To: to, UIDs: cmd.UIDs}
+	if _, src, dst, err := copyUID(cmd.CopyUID); err == nil {
+		d.UIDs, d.Dst = src, dst
+	}
+	if err := c.opt.Replica.NoteDoubt(context.Background(), account, d); err != nil {
 		c.opt.Log.Error("keep an unanswered MOVE", "account", account, "err", err)
 	}
 }
@@ -138,7 +142,11 @@ func (c *Cache) Settle(ctx context.Context, account string, cmd *imapsession.Cmd
 		c.opt.Log.Debug("change is not clear from the wire", "account", account, "command", cmd.Verb, "err", err)
 	}
 	c.synced.Add(1)
-	return c.bySync(ctx, account, cmd)
+	if err := c.bySync(ctx, account, cmd); err != nil {
+		c.Unanswered(account, cmd)
+		return err
+	}
+	return nil
 }
 
 var errUnclear = errors.New("the wire does not tell enough")
@@ -266,23 +274,11 @@ func (c *Cache) copied(ctx context.Context, account string, cmd *imapsession.Cmd
 	r.Set()
 	r.SP()
 	cp := row.CopyOf{From: cmd.Mailbox, To: r.Mailbox(), Move: strings.HasSuffix(cmd.Verb, "MOVE")}
-	if r.Err() != nil || cmd.CopyUID == nil {
-		return errUnclear
-	}
-	code := imapwire.NewReader(cmd.CopyUID)
-	cp.UIDValidity = code.Number32()
-	code.SP()
-	src := code.Set()
-	code.SP()
-	dst := code.Set()
-	if code.Err() != nil {
+	if r.Err() != nil {
 		return errUnclear
 	}
 	var err error
-	if cp.Src, err = src.Numbers(1 << 20); err != nil {
-		return err
-	}
-	if cp.Dst, err = dst.Numbers(1 << 20); err != nil {
+	if cp.UIDValidity, cp.Src, cp.Dst, err = copyUID(cmd.CopyUID); err != nil {
 		return err
 	}
 	if err := c.opt.Replica.LearnCopy(ctx, account, cp); err != nil {
@@ -293,6 +289,23 @@ func (c *Cache) copied(ctx context.Context, account string, cmd *imapsession.Cmd
 		c.opt.Syncer.Hint(account, cp.From)
 	}
 	return nil
+}
+
+// copyUID reads the argument of a COPYUID code (RFC 4315).
+func copyUID(arg []byte) (validity uint32, src, dst []uint32, err error) {
+	r := imapwire.NewReader(arg)
+	validity = r.Number32()
+	r.SP()
+	from := r.Set()
+	r.SP()
+	to := r.Set()
+	if r.Err() != nil {
+		return 0, nil, nil, errUnclear
+	}
+	if src, err = from.Numbers(1 << 20); err == nil {
+		dst, err = to.Numbers(1 << 20)
+	}
+	return validity, src, dst, err
 }
 
 // Arrival is a message between its end-of-data and production's answer. It is

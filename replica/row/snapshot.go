@@ -135,11 +135,13 @@ type Held struct {
 	Open bool `json:"-"`
 }
 
-// Doubt is a MOVE that production never answered: it may have done the half of
-// it, or all.
+// Doubt is a MOVE whose OK was not passed on: production may have done none, the
+// half, or all of it.
 type Doubt struct {
-	To   string
-	Refs []Ref // of the messages
+	From, To string
+	UIDs     []uint32 // in From
+	Dst      []uint32 // in To, if production told them
+	Refs     []Ref    // of the messages
 }
 
 // Twin is a message that production had accepted and that the standby delivered

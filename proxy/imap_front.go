@@ -220,13 +220,16 @@ func (f *front) enterStandby(ctx context.Context, tag string, l Login, lease Lea
 		f.p.opt.Log.Warn("login cannot be served", "user", l.User, "err", err)
 		return nil, errEnd
 	}
-	f.write("%s OK [CAPABILITY %s] Logged in", tag, strings.Join(f.p.opt.Caps, " "))
+	f.p.banner.mu.RLock()
+	caps := f.p.banner.caps
+	f.p.banner.mu.RUnlock()
+	f.write("%s OK [CAPABILITY %s] Logged in", tag, strings.Join(caps, " "))
 	return func(ctx context.Context) {
 		defer lease.Release()
 		ctx, cancel := leaseContext(ctx, lease)
 		defer cancel()
 		_ = f.conn.SetReadDeadline(time.Time{})
-		if err := f.p.opt.IMAP.ServeIMAP(ctx, &buffered{f.conn, f.br}, account); err != nil {
+		if err := f.p.opt.IMAP.ServeIMAP(ctx, &buffered{f.conn, f.br}, account, caps); err != nil {
 			f.p.opt.Log.Debug("standby session", "account", account, "err", err)
 		}
 	}, nil
@@ -327,17 +330,29 @@ func (p *Proxy) learnBanner(up *imapConn) {
 	}
 }
 
-// Greet gives the greeting and mechanisms that were learned earlier, so that
-// they are shown before production was reached once.
-func (p *Proxy) Greet(text string, auth []string) {
-	p.learnBanner(&imapConn{text: text, caps: auth})
+// Greeting is what production says of itself.
+type Greeting struct {
+	Text string
+	Auth []string // AUTH= capabilities
+	Caps []string // shown after login
+}
+
+// Greet gives what was learned earlier, so that it is shown before production
+// was reached once.
+func (p *Proxy) Greet(g Greeting) {
+	p.learnBanner(&imapConn{text: g.Text, caps: g.Auth})
+	if len(g.Caps) > 0 {
+		p.banner.mu.Lock()
+		p.banner.caps = g.Caps
+		p.banner.mu.Unlock()
+	}
 }
 
 // Greeting returns what was learned, to be kept.
-func (p *Proxy) Greeting() (text string, auth []string) {
+func (p *Proxy) Greeting() Greeting {
 	p.banner.mu.RLock()
 	defer p.banner.mu.RUnlock()
-	return p.banner.imapText, slices.Clone(p.banner.authCaps)
+	return Greeting{p.banner.imapText, slices.Clone(p.banner.authCaps), slices.Clone(p.banner.caps)}
 }
 
 // begin hands over to the pumps after production's OK.
@@ -358,6 +373,9 @@ func (f *front) begin(ctx context.Context, tag string, l Login, up *imapConn, le
 		}
 	}
 	caps := cutCaps(up.caps, f.p.opt.Caps)
+	f.p.banner.mu.Lock()
+	f.p.banner.caps = strings.Fields(caps)
+	f.p.banner.mu.Unlock()
 	s := newIMAPSession(f.p, account, &buffered{f.conn, f.br}, up, lease)
 	f.write("%s OK [CAPABILITY %s] Logged in", tag, caps)
 	_ = f.conn.SetDeadline(time.Time{})

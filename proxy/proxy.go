@@ -110,7 +110,7 @@ type Arrival interface {
 // StandbyIMAP serves a session that has logged in.
 type StandbyIMAP interface {
 	Authenticate(ctx context.Context, l Login) (account string, err error)
-	ServeIMAP(ctx context.Context, conn net.Conn, account string) error
+	ServeIMAP(ctx context.Context, conn net.Conn, account string, caps []string) error
 }
 
 // StandbySMTP makes an upstream of its own for one SMTP session.
@@ -173,6 +173,7 @@ type banner struct {
 	mu       sync.RWMutex
 	imapText string
 	authCaps []string // AUTH= of production
+	caps     []string // shown after login: production's, cut down
 }
 
 // New checks the options.
@@ -194,6 +195,7 @@ func New(o Options) (*Proxy, error) {
 	}
 	p := &Proxy{opt: o, slots: make(chan struct{}, o.MaxSessions)}
 	p.banner.imapText = "ready."
+	p.banner.caps = o.Caps
 	p.banner.authCaps = []string{"AUTH=PLAIN", "AUTH=LOGIN"}
 	return p, nil
 }

@@ -180,8 +180,8 @@ func (s standby) Authenticate(_ context.Context, l proxy.Login) (string, error) 
 	return s.check(l.User, l.Password)
 }
 
-func (s standby) ServeIMAP(ctx context.Context, conn net.Conn, account string) error {
-	return s.imap.ServeConn(ctx, conn, imapd.Session{User: account})
+func (s standby) ServeIMAP(ctx context.Context, conn net.Conn, account string, caps []string) error {
+	return s.imap.ServeConn(ctx, conn, imapd.Session{User: account, Caps: caps})
 }
 
 func (s standby) NewSMTP(ctx context.Context, c proxy.Client) proxy.SMTPUpstream {

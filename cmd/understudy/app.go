@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"sync"
 	"time"
@@ -219,17 +220,12 @@ func (a *app) assemble() error {
 	return a.loadGreeting()
 }
 
-// greeting is what production says of itself, kept for the time without it.
-type greeting struct {
-	Text string
-	Auth []string
-}
-
+// loadGreeting reads what production said of itself, for the time without it.
 func (a *app) loadGreeting() error {
-	var g greeting
+	var g proxy.Greeting
 	ok, err := a.store.LoadJSON("greeting", &g)
 	if ok {
-		a.proxy.Greet(g.Text, g.Auth)
+		a.proxy.Greet(g)
 	}
 	return err
 }
@@ -346,7 +342,7 @@ func (a *app) chores(ctx context.Context) error {
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
 	slow := time.Now()
-	var told greeting
+	var told proxy.Greeting
 	for {
 		select {
 		case <-ctx.Done():
@@ -361,8 +357,8 @@ func (a *app) chores(ctx context.Context) error {
 			continue
 		}
 		slow = time.Now()
-		if text, auth := a.proxy.Greeting(); text != told.Text {
-			told = greeting{text, auth}
+		if g := a.proxy.Greeting(); !reflect.DeepEqual(g, told) {
+			told = g
 			if err := a.store.SaveJSON(ctx, "greeting", told); err != nil {
 				a.log.Error("save greeting", "err", err)
 			}

@@ -71,7 +71,7 @@ func demoServer(e env) error {
 	if err != nil {
 		return err
 	}
-	front.Greet("Demonstration server ready.", []string{"AUTH=PLAIN", "AUTH=LOGIN"})
+	front.Greet(proxy.Greeting{Text: "Demonstration server ready.", Auth: []string{"AUTH=PLAIN", "AUTH=LOGIN"}})
 	g, ctx := errgroup.WithContext(e.ctx)
 	for addr, kind := range map[string]proxy.Kind{d.IMAP: proxy.IMAP, d.SMTP: proxy.SMTP} {
 		l, err := net.Listen("tcp", addr)
@@ -121,8 +121,8 @@ func (p *primary) Authenticate(_ context.Context, l proxy.Login) (string, error)
 	return l.User, nil
 }
 
-func (p *primary) ServeIMAP(ctx context.Context, conn net.Conn, account string) error {
-	return p.imap.ServeConn(ctx, conn, imapd.Session{User: account})
+func (p *primary) ServeIMAP(ctx context.Context, conn net.Conn, account string, caps []string) error {
+	return p.imap.ServeConn(ctx, conn, imapd.Session{User: account, Caps: caps})
 }
 
 func (p *primary) NewSMTP(ctx context.Context, c proxy.Client) proxy.SMTPUpstream {

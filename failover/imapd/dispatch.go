@@ -22,21 +22,6 @@ func (s *session) dispatch(c *command) {
 
 // handler returns what does a command, and whether it needs a mailbox.
 func (s *session) handler(c *command) (run func(*command), needsMailbox bool) {
-	if c.uid {
-		switch c.verb {
-		case "FETCH":
-			return s.fetch, true
-		case "STORE":
-			return s.store, true
-		case "SEARCH":
-			return s.search, true
-		case "COPY", "MOVE":
-			return s.copy, true
-		case "EXPUNGE":
-			return s.expunge, true
-		}
-		return nil, false
-	}
 	switch c.verb {
 	case "FETCH":
 		return s.fetch, true
@@ -48,6 +33,11 @@ func (s *session) handler(c *command) (run func(*command), needsMailbox bool) {
 		return s.copy, true
 	case "EXPUNGE":
 		return s.expunge, true
+	}
+	if c.uid {
+		return nil, false
+	}
+	switch c.verb {
 	case "CLOSE", "UNSELECT":
 		return s.closeBox, true
 	case "CHECK":

@@ -1,14 +1,26 @@
 package imapd
 
 import (
+	"fmt"
 	"strings"
 
 	"understudy/snoop/imapwire"
 )
 
-func str(b []byte, s string) []byte { return imapwire.AppendString(b, s) }
+// str writes a string of a message: quoted only where nothing must be escaped.
+func str(b []byte, s string) []byte {
+	if strings.ContainsAny(s, `"\`) {
+		return fmt.Appendf(b, "{%d}\r\n%s", len(s), s)
+	}
+	return imapwire.AppendString(b, s)
+}
 
-func nstr(b []byte, s string, ok bool) []byte { return imapwire.AppendNString(b, s, ok) }
+func nstr(b []byte, s string, ok bool) []byte {
+	if !ok {
+		return append(b, "NIL"...)
+	}
+	return str(b, s)
+}
 
 // envelope appends ENVELOPE (RFC 9051 section 7.5.2); encoded words stay as
 // they are.
@@ -64,6 +76,8 @@ type addrParser struct {
 	s   string
 	i   int
 	out []address
+
+	commentLast bool // of the last phrase
 }
 
 const maxAddresses = 5000
@@ -106,6 +120,9 @@ func (p *addrParser) one(inGroup bool) {
 		p.add(phrase, route, spec)
 	default:
 		if phrase != "" {
+			if !p.commentLast {
+				comment = "" // a name only behind the address
+			}
 			p.add(comment, "", phrase)
 		}
 	}
@@ -155,6 +172,7 @@ func (p *addrParser) until(end byte) string {
 func (p *addrParser) words() (phrase, comment string) {
 	var sb strings.Builder
 	space := false
+	p.commentLast = false
 	for p.i < len(p.s) {
 		switch c := p.s[p.i]; c {
 		case ' ', '\t', '\r', '\n':
@@ -162,6 +180,7 @@ func (p *addrParser) words() (phrase, comment string) {
 			p.i++
 		case '(':
 			comment = p.comment()
+			p.commentLast = sb.Len() > 0
 		case '"':
 			q := p.quoted()
 			if space {

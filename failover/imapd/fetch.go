@@ -206,7 +206,7 @@ func (it fetchItem) value(b []byte, m *row.Message, raw []byte, root *part) []by
 		data = data[from:min(from+it.count, uint64(len(data)))]
 	}
 	if !ok {
-		return append(b, " NIL"...)
+		data = nil // a part that is not there is empty, as Dovecot has it
 	}
 	b = append(b, " {"...)
 	b = strconv.AppendInt(b, int64(len(data)), 10)
@@ -348,7 +348,7 @@ func parseSection(r *imapwire.Reader, it *fetchItem) {
 	if it.fields != nil {
 		quoted := make([]string, len(it.fields))
 		for i, f := range it.fields {
-			quoted[i] = imapwire.AString(f)
+			quoted[i] = imapwire.AString(strings.ToUpper(f))
 		}
 		it.name += " (" + strings.Join(quoted, " ") + ")"
 	}

@@ -93,7 +93,7 @@ func (s *session) subscribe(c *command) {
 
 // listing is a LIST or LSUB command.
 type listing struct {
-	lsub                                bool
+	lsub, extended                      bool
 	ref                                 string
 	patterns                            []string
 	onlySubscribed, recursive, onlyUse  bool
@@ -104,6 +104,7 @@ type listing struct {
 func (s *session) parseList(c *command) listing {
 	l := listing{lsub: c.verb == "LSUB"}
 	if c.args.Peek() == '(' && !l.lsub {
+		l.extended = true
 		c.args.List(func() {
 			switch o := strings.ToUpper(c.args.Atom()); o {
 			case "SUBSCRIBED":
@@ -127,6 +128,7 @@ func (s *session) parseList(c *command) listing {
 		l.patterns = []string{c.args.ListMailbox()}
 	}
 	if c.args.Accept(' ') {
+		l.extended = true
 		if !c.args.AcceptWord("RETURN") {
 			c.args.Failf("expected RETURN")
 		}
@@ -219,6 +221,9 @@ func (l *listing) attrs(m row.Mailbox, boxes []row.Mailbox, sep byte) []string {
 	out = append(out, child)
 	if l.tellSubscribed && m.Subscribed {
 		out = append(out, `\Subscribed`)
+	}
+	if l.extended && !l.tellUse {
+		return out
 	}
 	return append(out, specialUse(m)...)
 }

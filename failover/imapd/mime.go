@@ -56,14 +56,27 @@ func parsePart(b []byte, dflt string, depth int, left *int) *part {
 				if *left <= 0 {
 					break
 				}
-				p.parts = append(p.parts, parsePart(c, inner, depth+1, left))
+				p.parts = append(p.parts, parsePart(c, inner, depth+1, left).closed())
 			}
 		}
 		if len(p.parts) == 0 {
-			p.parts = []*part{{body: p.body[:0], typ: "text", sub: "plain"}}
+			p.parts = []*part{parsePart(p.body[:0], "text/plain", maxDepth, left)}
 		}
 	case p.typ == "message" && (p.sub == "rfc822" || p.sub == "global"):
 		p.msg = parsePart(p.body, "text/plain", depth+1, left)
+	}
+	return p
+}
+
+// closed gives a multipart that ends in its closing delimiter that line's end,
+// which also belongs to the delimiter around it; servers count it here.
+func (p *part) closed() *part {
+	if p.typ == "multipart" && bytes.HasSuffix(p.body, []byte("--"+p.param("boundary")+"--")) {
+		n := len(p.body)
+		rest := p.body[n:min(n+2, cap(p.body))]
+		if len(rest) == 2 && string(rest) == "\r\n" {
+			p.body = p.body[:n+2]
+		}
 	}
 	return p
 }
@@ -83,6 +96,9 @@ func (p *part) contentType(ct string) {
 		p.params = append(p.params, [2]string{k, v})
 	}
 	sort.Slice(p.params, func(i, j int) bool { return p.params[i][0] < p.params[j][0] })
+	if p.typ == "text" && p.param("charset") == "" {
+		p.params = append([][2]string{{"charset", "us-ascii"}}, p.params...) // RFC 2045 section 5.2
+	}
 }
 
 func (p *part) param(name string) string {
@@ -144,7 +160,8 @@ func trimOneEOL(b []byte) []byte {
 	return bytes.TrimSuffix(b, []byte{'\r'})
 }
 
-// eachField yields the fields of a header: name and whole raw lines.
+// eachField yields the fields of a header: name and whole raw lines. A line
+// without a colon has no name.
 func eachField(header []byte, f func(name string, raw []byte) bool) {
 	for i := 0; i < len(header); {
 		end := i
@@ -161,10 +178,12 @@ func eachField(header []byte, f func(name string, raw []byte) bool) {
 		}
 		raw := header[i:end]
 		i = end
+		name := ""
 		if c := bytes.IndexByte(raw, ':'); c > 0 {
-			if !f(string(bytes.TrimRight(raw[:c], " \t")), raw) {
-				return
-			}
+			name = string(bytes.TrimRight(raw[:c], " \t"))
+		}
+		if len(bytes.TrimRight(raw, "\r\n")) > 0 && !f(name, raw) {
+			return
 		}
 	}
 }
@@ -192,14 +211,16 @@ func unfold(b []byte) string {
 // section finds the part of a section number such as "1.2". Number 1 of a part
 // that is no multipart is the part itself (RFC 9051 section 6.4.5).
 func (p *part) section(nums []uint32) *part {
+	top := true // of a message or multipart: its number 1 may be itself
 	for _, n := range nums {
 		if p.msg != nil {
-			p = p.msg
+			p, top = p.msg, true
 		}
 		switch {
 		case p.typ == "multipart" && n >= 1 && int(n) <= len(p.parts):
-			p = p.parts[n-1]
-		case p.typ != "multipart" && n == 1:
+			p, top = p.parts[n-1], true
+		case p.typ != "multipart" && n == 1 && top:
+			top = false
 		default:
 			return nil
 		}
@@ -207,13 +228,7 @@ func (p *part) section(nums []uint32) *part {
 	return p
 }
 
-func lineCount(b []byte) int {
-	n := bytes.Count(b, []byte{'\n'})
-	if len(b) > 0 && b[len(b)-1] != '\n' {
-		n++
-	}
-	return n
-}
+func lineCount(b []byte) int { return bytes.Count(b, []byte{'\n'}) }
 
 // structure appends BODY or, with ext, BODYSTRUCTURE of p.
 func (p *part) structure(b []byte, ext bool) []byte {
@@ -254,6 +269,22 @@ func (p *part) structure(b []byte, ext bool) []byte {
 	if ext {
 		b = p.field(append(b, ' '), "Content-MD5")
 		b = p.extension(b)
+	}
+	return append(b, ')')
+}
+
+func (p *part) languages(b []byte) []byte {
+	v, ok := headerField(p.header, "Content-Language")
+	f := strings.FieldsFunc(v, func(r rune) bool { return r == ',' || r == ' ' || r == '\t' })
+	if !ok || len(f) == 0 {
+		return append(b, "NIL"...)
+	}
+	b = append(b, '(')
+	for i, l := range f {
+		if i > 0 {
+			b = append(b, ' ')
+		}
+		b = str(b, l)
 	}
 	return append(b, ')')
 }
@@ -305,6 +336,6 @@ func (p *part) extension(b []byte) []byte {
 	} else {
 		b = append(b, "NIL"...)
 	}
-	b = p.field(append(b, ' '), "Content-Language")
+	b = p.languages(append(b, ' '))
 	return p.field(append(b, ' '), "Content-Location")
 }

@@ -81,7 +81,10 @@ func (s *session) selectBox(c *command) {
 	if s.bad(c) {
 		return
 	}
-	s.sel = nil
+	if s.sel != nil {
+		s.sel = nil
+		s.line("* OK [CLOSED] Previous mailbox closed.")
+	}
 	sn, err := s.opt.Store.Snapshot(s.User, name)
 	if err != nil {
 		s.fail(c, err)

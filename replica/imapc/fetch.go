@@ -234,7 +234,11 @@ func (c *Conn) List() ([]Listed, error) {
 	extended := c.Has("LIST-EXTENDED") && c.Has("LIST-STATUS")
 	cmd := `LIST "" "*"`
 	if extended {
-		cmd += " RETURN (SUBSCRIBED STATUS (" + items + "))"
+		use := ""
+		if c.Has("SPECIAL-USE") {
+			use = "SPECIAL-USE "
+		}
+		cmd += " RETURN (SUBSCRIBED " + use + "STATUS (" + items + "))"
 	}
 	boxes := map[string]*Listed{}
 	var order []*Listed

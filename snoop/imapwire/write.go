@@ -29,14 +29,6 @@ func AppendString(b []byte, s string) []byte {
 	return append(b, '"')
 }
 
-// AppendNString writes NIL for an absent string.
-func AppendNString(b []byte, s string, ok bool) []byte {
-	if !ok {
-		return append(b, "NIL"...)
-	}
-	return AppendString(b, s)
-}
-
 // AString writes s as an atom if it is a plain one, else as AppendString.
 func AString(s string) string {
 	if s != "" && !strings.EqualFold(s, "NIL") && len(s) < 1000 && !strings.ContainsFunc(s, func(r rune) bool {

@@ -23,6 +23,7 @@ import (
 
 	"understudy/lab/site"
 	"understudy/replica/imapc"
+	"understudy/snoop/imapwire"
 )
 
 // certificate writes a self-signed pair for names into dir.
@@ -164,6 +165,75 @@ func starttls(t *testing.T, b *site.Box, u, dir string) {
 	time.Sleep(1100 * time.Millisecond) // file times differ
 	certificate(t, dir, "site", 2, "mail.example.test")
 	waitFor(t, "N29: the renewed certificate", func() bool { return seen() == 2 })
+}
+
+// T1, N29: TLS on both sides: production demands STARTTLS and its certificate is
+// verified; clients use implicit TLS; the standby shows the same certificate.
+func TestTLSOnBothSides(t *testing.T) {
+	dir := t.TempDir()
+	cert, key := certificate(t, dir, "site", 7, "mail.example.test")
+	s := must(site.New(t.TempDir(), users(2), nil))(t)
+	if err := s.UseTLS(cert, key); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Start(t.Context()); err != nil {
+		t.Fatalf("%v\n%s", err, s.Log())
+	}
+	t.Cleanup(s.Stop)
+	imaps, submissions := local(must(site.FreePort())(t)), local(must(site.FreePort())(t))
+	b := newBox(t, s, map[string]string{"certificate": fmt.Sprintf("[{cert=%q, key=%q}]", cert, key), "listen.imaps": strconv.Quote(imaps),
+		"listen.submissions": strconv.Quote(submissions), "listen.plain_login": "false", "production.imap_security": `"starttls"`,
+		"production.smtp_security": `"starttls"`, "production.submission_security": `"starttls"`, "production.ca": strconv.Quote(cert), "production.server_name": `"mail.example.test"`})
+	waitPhase(t, b, "protecting")
+	u := s.Users[0]
+	secure := func(addr string) *tls.Conn {
+		t.Helper()
+		c := must(tls.Dial("tcp", addr, &tls.Config{InsecureSkipVerify: true, ServerName: "mail.example.test"}))(t)
+		if n := c.ConnectionState().PeerCertificates[0].SerialNumber.Int64(); n != 7 {
+			t.Errorf("certificate %d", n)
+		}
+		return c
+	}
+	round := func(id string) {
+		t.Helper()
+		sc := &smtpClient{conn: secure(submissions)}
+		sc.br = bufio.NewReader(sc.conn)
+		text := strings.TrimSuffix(string(message(id, 300)), "\r\n") + "\r\n."
+		if err := sc.talk("", "EHLO c.test", "AUTH PLAIN "+plain(u), "MAIL FROM:<"+u+">", "RCPT TO:<"+u+">", "DATA", text, "QUIT"); err != nil {
+			t.Fatal(err)
+		}
+		waitFor(t, "delivery of "+id, func() bool {
+			c := must(imapc.New(t.Context(), secure(imaps), imapc.Options{}))(t)
+			defer c.Close()
+			if err := c.Login(u, "", site.Password(u)); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := c.Select("INBOX", true); err != nil {
+				t.Fatal(err)
+			}
+			found := false
+			if _, err := c.Do("SEARCH SUBJECT "+id, func(r imapwire.Response, _ []byte) error { found = len(r.Rest) > 0; return nil }); err != nil {
+				t.Fatal(err)
+			}
+			return found
+		})
+	}
+	round("carried")
+	if got := talk(t, b.IMAP, "a LOGIN "+u+" "+site.Password(u)+"\r\n"); !strings.Contains(got, "PRIVACYREQUIRED") || !strings.Contains(got, "LOGINDISABLED") {
+		t.Errorf("login without TLS: %s", got)
+	}
+	waitFor(t, "the password is learned", func() bool { return must(b.Status(t.Context()))(t).Verifiers > 0 })
+	s.Kill()
+	waitPhase(t, b, "serving")
+	round("served")
+	b.Kill()
+	wrong := must(site.NewBox(t.TempDir(), binary, s, map[string]string{"production.imap_security": `"starttls"`, "production.server_name": `"other.example.test"`, "production.ca": strconv.Quote(cert)}))(t)
+	if err := s.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command(binary, "doctor", "--config", wrong.Config()).CombinedOutput(); err == nil || !strings.Contains(string(out), "other.example.test") {
+		t.Errorf("a wrong certificate: %v\n%s", err, out)
+	}
 }
 
 // Settings, certificates and files that are wrong are named, with the remedy.

@@ -37,6 +37,7 @@ type Site struct {
 	SubmissionPort        int
 	LMTPPort              int
 	Users                 []string // full addresses; the password is Password(user)
+	Cert, Key             string   // set by UseTLS
 	Aliases               map[string]string
 	dovecot, postfix      *exec.Cmd
 	checked               bool
@@ -99,14 +100,23 @@ func chown(path, user string) error {
 	return nil
 }
 
+// UseTLS has both daemons demand TLS by STARTTLS; call it before Start.
+func (s *Site) UseTLS(cert, key string) error {
+	s.Cert, s.Key = cert, key
+	return s.write()
+}
+
 const dovecotConf = `
 base_dir = {{.Dir}}/run
 state_dir = {{.Dir}}/state
 log_path = {{.Dir}}/dovecot.log
 protocols = imap lmtp
 listen = 127.0.0.1
-ssl = no
-disable_plaintext_auth = no
+{{if .Cert}}ssl = required
+ssl_cert = <{{.Cert}}
+ssl_key = <{{.Key}}
+{{else}}ssl = no
+{{end}}disable_plaintext_auth = no
 auth_mechanisms = plain login
 auth_username_format = %Lu
 auth_master_user_separator = *
@@ -202,7 +212,10 @@ smtpd_peername_lookup = no
 message_size_limit = 60000000
 virtual_mailbox_limit = 0
 smtpd_client_connection_count_limit = 0
-smtpd_authorized_xclient_hosts = 127.0.0.1
+{{if .Cert}}smtpd_tls_security_level = encrypt
+smtpd_tls_cert_file = {{.Cert}}
+smtpd_tls_key_file = {{.Key}}
+{{end}}smtpd_authorized_xclient_hosts = 127.0.0.1
 minimal_backoff_time = 1s
 maximal_backoff_time = 2s
 queue_run_delay = 1s

@@ -9,10 +9,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -32,8 +34,9 @@ const rounds = 3
 
 // TestBench prints the figures of `make bench`. It asserts none.
 func TestBench(t *testing.T) {
-	if os.Getenv("UNDERSTUDY_BENCH") == "" {
-		return // make bench
+	which := os.Getenv("UNDERSTUDY_BENCH") // make bench; a regular expression picks rows
+	if which == "" {
+		return
 	}
 	s := newSite(t, 20)
 	u := s.Users[0]
@@ -62,6 +65,9 @@ func TestBench(t *testing.T) {
 		{"SMTP 4 kB, one session /s", func(t *testing.T, w way) float64 { return smtps(t, w.smtp, s.Users[2], true) }},
 		{"submission with AUTH /s", func(t *testing.T, w way) float64 { return submits(t, w.submit, s.Users[3]) }},
 	} {
+		if which != "1" && !regexp.MustCompile(which).MatchString(row.name) {
+			continue
+		}
 		got := make([][]float64, len(ways))
 		for range rounds {
 			for i, w := range ways {
@@ -86,7 +92,9 @@ func TestBench(t *testing.T) {
 		fmt.Println(line)
 	}
 	b.Kill()
-	firstCopy(t)
+	if which == "1" || which == "copy" {
+		firstCopy(t)
+	}
 }
 
 func fillBench(t *testing.T, s *site.Site, u string, n int) {
@@ -281,7 +289,10 @@ func peer(t *testing.T, conf, path string, cmd ...string) {
 	if err := c.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = c.Process.Signal(os.Interrupt); _ = c.Process.Kill(); _ = c.Wait() })
+	t.Cleanup(func() {
+		_ = c.Process.Signal(syscall.SIGTERM) // its workers end with it
+		_ = c.Wait()
+	})
 }
 
 func ports(t *testing.T, n int) []int {

@@ -22,6 +22,13 @@ const (
 	bufMax   = 128 << 10
 )
 
+// A peer that takes nothing for writeLimit is gone. The deadline is set anew
+// every writeRenew only, since most writes are small.
+const (
+	writeLimit = 6 * time.Minute
+	writeRenew = time.Minute
+)
+
 // imapSession is a session after login, carried by production.
 type imapSession struct {
 	p       *Proxy
@@ -38,6 +45,8 @@ type imapSession struct {
 	proceed chan bool        // its outcome; never more than one is due
 	ended   chan struct{}
 	wmu     sync.Mutex // writes to the client
+
+	clientDue, upDue time.Time // when the write deadlines were last set
 }
 
 func newIMAPSession(p *Proxy, account string, client net.Conn, up *imapConn, lease Lease) *imapSession {
@@ -102,7 +111,10 @@ func (e errCut) Error() string { return string(e) }
 func (s *imapSession) toClient(b []byte) error {
 	s.wmu.Lock()
 	defer s.wmu.Unlock()
-	_ = s.client.SetWriteDeadline(time.Now().Add(5 * time.Minute))
+	if now := time.Now(); now.Sub(s.clientDue) > writeRenew {
+		s.clientDue = now
+		_ = s.client.SetWriteDeadline(now.Add(writeLimit))
+	}
 	_, err := s.client.Write(b)
 	return err
 }
@@ -208,7 +220,10 @@ func (s *imapSession) send(b []byte) error {
 	if len(b) == 0 {
 		return nil
 	}
-	_ = s.up.SetWriteDeadline(time.Now().Add(5 * time.Minute))
+	if now := time.Now(); now.Sub(s.upDue) > writeRenew {
+		s.upDue = now
+		_ = s.up.SetWriteDeadline(now.Add(writeLimit))
+	}
 	if _, err := s.up.Write(b); err != nil {
 		s.p.opt.Gate.Trouble(err)
 		return err

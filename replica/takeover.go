@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/json"
-	"time"
 
 	"understudy/replica/meta"
 	"understudy/replica/row"
@@ -28,6 +27,13 @@ func (s *Store) BeginActing(ctx context.Context, user string, gap uint32) error 
 		}
 		for _, m := range tx.Boxes() {
 			m.UIDNext = max(m.UIDNext, m.SyncedNext)
+			// Changes that the wire told, and no sync since, have MODSEQs that
+			// clients may have seen and the replica has not.
+			for _, r := range tx.Rows(m.ID) {
+				if r.Unsettled {
+					m.ModSeq += 2
+				}
+			}
 			tx.putJSON(baseKey(tx.Name(), m.ID), m)
 			if !m.NoSelect {
 				m.Gap = gap
@@ -248,23 +254,4 @@ func (s *Store) Tasks(job string) ([]row.Task, error) {
 		return sn.Err()
 	})
 	return out, err
-}
-
-// TrimTasks forgets finished tasks that ended before a moment.
-func (s *Store) TrimTasks(ctx context.Context, before time.Time) error {
-	all, err := s.Tasks("")
-	if err != nil {
-		return err
-	}
-	var b meta.Batch
-	for _, t := range all {
-		if t.Finished() && t.Ended.Before(before) {
-			b.Delete(taskKey(t.Job, t.Seq))
-		}
-	}
-	if len(b.Do) == 0 {
-		return nil
-	}
-	_, err = s.Meta.Commit(ctx, b)
-	return err
 }

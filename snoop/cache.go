@@ -49,6 +49,8 @@ type Syncer interface {
 	SyncFolders(ctx context.Context, account string) error
 	// Hint asks for a sync of a mailbox soon.
 	Hint(account, mailbox string)
+	// Later asks for a sync that is not urgent: the wire told what matters.
+	Later(account, mailbox string)
 	// Expect asks for syncs of a mailbox until a delivery has arrived.
 	Expect(account, mailbox string)
 }
@@ -169,7 +171,7 @@ func (c *Cache) fromWire(ctx context.Context, account string, cmd *imapsession.C
 		return errUnclear
 	}
 	if err == nil {
-		c.opt.Syncer.Hint(account, cmd.Mailbox)
+		c.opt.Syncer.Later(account, cmd.Mailbox)
 	}
 	return err
 }
@@ -233,7 +235,11 @@ func (c *Cache) appended(ctx context.Context, account string, cmd *imapsession.C
 	if n.Ref, err = sp.Commit(); err != nil {
 		return err
 	}
-	return c.opt.Replica.LearnAppend(ctx, account, n)
+	if err := c.opt.Replica.LearnAppend(ctx, account, n); err != nil {
+		return err
+	}
+	c.opt.Syncer.Hint(account, cmd.Mailbox) // for the date that production gave it
+	return nil
 }
 
 func (c *Cache) stored(ctx context.Context, account string, cmd *imapsession.Cmd, ok imapwire.Response) error {
@@ -284,9 +290,9 @@ func (c *Cache) copied(ctx context.Context, account string, cmd *imapsession.Cmd
 	if err := c.opt.Replica.LearnCopy(ctx, account, cp); err != nil {
 		return err
 	}
-	c.opt.Syncer.Hint(account, cp.To)
+	c.opt.Syncer.Later(account, cp.To)
 	if cp.Move {
-		c.opt.Syncer.Hint(account, cp.From)
+		c.opt.Syncer.Later(account, cp.From)
 	}
 	return nil
 }

@@ -55,9 +55,6 @@ func (l *Ledger) add(e *Entry) *Entry {
 	return e
 }
 
-// Entries returns the ledger; the clients must be done.
-func (l *Ledger) Entries() []*Entry { return l.entries }
-
 // LongestGap is the longest time that a client waited for a good answer.
 func (l *Ledger) LongestGap() time.Duration {
 	l.mu.Lock()

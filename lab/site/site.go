@@ -411,16 +411,6 @@ func kill(c **exec.Cmd, done chan struct{}) {
 	*c = nil
 }
 
-// Freeze stops (SIGSTOP) or continues every process of both daemons.
-func (s *Site) Freeze(on bool) {
-	sig := syscall.SIGCONT
-	if on {
-		sig = syscall.SIGSTOP
-	}
-	signalAll(s.dovecot, sig)
-	signalAll(s.postfix, sig)
-}
-
 // Stop ends both daemons.
 func (s *Site) Stop() {
 	for _, d := range []struct {

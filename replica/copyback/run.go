@@ -37,11 +37,6 @@ type Report struct {
 	Notes []string
 }
 
-// Steps is the number of changes made on production.
-func (r Report) Steps() int {
-	return r.Appended + r.Deleted + r.Flagged + r.Dropped + r.Moved + r.Burned + r.Restored + r.Created + r.Renamed + r.Removed
-}
-
 // New returns a copier.
 func New(o Options) *Copier { return &Copier{opt: o} }
 

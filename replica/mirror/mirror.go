@@ -70,8 +70,11 @@ type Stats struct {
 
 type hint struct {
 	account, mailbox string
-	expect           bool
+	expect, lazy     bool
 }
+
+// lazyDelay is how long a sync waits that only refines what the wire told.
+const lazyDelay = 3 * time.Second
 
 // New returns a mirror; Run does the work.
 func New(o Options) *Mirror {
@@ -257,7 +260,14 @@ func (m *Mirror) with(ctx context.Context, account string, f func(*imapc.Conn) e
 func (m *Mirror) Hint(account, mailbox string) { m.hint(hint{account: account, mailbox: mailbox}) }
 
 // Expect implements snoop.Syncer.
-func (m *Mirror) Expect(account, mailbox string) { m.hint(hint{account, mailbox, true}) }
+func (m *Mirror) Expect(account, mailbox string) {
+	m.hint(hint{account: account, mailbox: mailbox, expect: true})
+}
+
+// Later implements snoop.Syncer.
+func (m *Mirror) Later(account, mailbox string) {
+	m.hint(hint{account: account, mailbox: mailbox, lazy: true})
+}
 
 func (m *Mirror) hint(h hint) {
 	select {
@@ -284,8 +294,12 @@ func (m *Mirror) runHints(ctx context.Context) error {
 			if h.expect {
 				tries[k] = 4
 			}
-			if _, ok := due[k]; !ok {
-				due[k] = time.Now().Add(m.opt.HintDelay)
+			at := time.Now().Add(m.opt.HintDelay)
+			if h.lazy {
+				at = time.Now().Add(lazyDelay)
+			}
+			if old, ok := due[k]; !ok || at.Before(old) {
+				due[k] = at
 			}
 		case now := <-tick.C:
 			for h, at := range due {

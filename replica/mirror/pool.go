@@ -146,8 +146,10 @@ func (m *Mirror) idleConn(ctx context.Context, account string) error {
 	m.Hint(account, "INBOX")
 	return c.Idle(ctx, func(r imapwire.Response) {
 		switch r.Name {
-		case "EXISTS", "EXPUNGE", "FETCH":
+		case "EXISTS", "EXPUNGE":
 			m.Hint(account, "INBOX")
+		case "FETCH":
+			m.Later(account, "INBOX")
 		}
 	})
 }

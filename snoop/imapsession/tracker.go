@@ -91,11 +91,6 @@ func New(user string) *Tracker { return &Tracker{User: user} }
 // Outstanding returns the commands that wait for their answer, oldest first.
 func (t *Tracker) Outstanding() []*Cmd { return t.pending }
 
-// Idling reports whether an IDLE waits for its answer.
-func (t *Tracker) Idling() bool {
-	return slices.ContainsFunc(t.pending, func(c *Cmd) bool { return c.Verb == "IDLE" })
-}
-
 func (t *Tracker) doubt(why string) {
 	if t.Doubt == "" {
 		t.Doubt = why

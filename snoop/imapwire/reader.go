@@ -88,9 +88,6 @@ func (r *Reader) Rest() []byte {
 	return r.b[r.i:]
 }
 
-// Pos returns the offset of the next byte.
-func (r *Reader) Pos() int { return r.i }
-
 // isAtomByte: ATOM-CHAR of RFC 9051 section 9, and "]" which servers allow.
 func isAtomByte(c byte) bool {
 	return c > 0x20 && c < 0x7f && !strings.ContainsRune(`(){%*"\`, rune(c))

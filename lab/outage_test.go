@@ -175,6 +175,47 @@ func boxUID(line string) (string, int) {
 	return box, uid
 }
 
+// B4, N01: production is replaced by an empty server. It gets everything under the
+// old UIDs, and through the box even the UIDVALIDITYs are the old ones.
+func TestB4_EmptyReplacement(t *testing.T) {
+	s := newSite(t, 1)
+	u := s.Users[0]
+	fill(t, s, u, 120)
+	d := dial(t, direct(s), u)
+	do(t, d, "SELECT INBOX")
+	do(t, d, `STORE 2:6,9 +FLAGS (\Deleted)`)
+	do(t, d, "EXPUNGE") // gaps that have to be burned
+	do(t, d, "SUBSCRIBE Sent")
+	b := newBox(t, s, nil)
+	waitPhase(t, b, "protecting")
+	dial(t, b.IMAP, u).Logout()
+	waitFor(t, "the password is learned", func() bool { return must(b.Status(t.Context()))(t).Verifiers > 0 })
+	s.Kill()
+	waitPhase(t, b, "serving")
+	if r := send(t, b.SMTP, "y@other.test", string(message("outage", 500)), u); r.Code != 250 {
+		t.Fatal(r)
+	}
+	want := fingerprint(t, b.IMAP, u)
+	fresh := must(s.Replacement(t.TempDir()))(t)
+	if err := fresh.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(fresh.Stop)
+	waitPhase(t, b, "returning")
+	order(t, b, "handback")
+	if diff := want.Diff(fingerprint(t, b.IMAP, u)); diff != "" {
+		t.Errorf("through the box the new server differs:\n%s", diff)
+	}
+	c := dial(t, b.IMAP, u)
+	v, uid, err := c.Append(imapc.Appending{Mailbox: "INBOX", Body: message("after", 300)})
+	if sel := must(c.Select("INBOX", true))(t); err != nil || v != sel.UIDValidity || uid < sel.UIDNext-1 {
+		t.Errorf("APPENDUID %d %d in a mailbox with UIDVALIDITY %d: %v", v, uid, sel.UIDValidity, err)
+	}
+	waitFor(t, "the replica follows", func() bool {
+		return fingerprint(t, b.IMAP, u).Diff(must(b.Replica(t.Context(), u))(t)) == ""
+	})
+}
+
 // N18, B5: mail that production had accepted and kept in its queue is delivered
 // by the standby; when the queue brings it after the hand-back, it is there once.
 func TestN18_QueueAfterHandback(t *testing.T) {

@@ -38,6 +38,7 @@ type Site struct {
 	LMTPPort              int
 	Users                 []string // full addresses; the password is Password(user)
 	Cert, Key             string   // set by UseTLS
+	Format                string   // of mailboxes: sdbox, or what UNDERSTUDY_FORMAT says
 	Aliases               map[string]string
 	dovecot, postfix      *exec.Cmd
 	checked               bool
@@ -49,7 +50,10 @@ func Password(user string) string { return "pw-" + user }
 
 // New writes the configuration of a site with users into dir.
 func New(dir string, users []string, aliases map[string]string) (*Site, error) {
-	s := &Site{Dir: dir, Users: users, Aliases: aliases}
+	s := &Site{Dir: dir, Users: users, Aliases: aliases, Format: "sdbox"}
+	if f := os.Getenv("UNDERSTUDY_FORMAT"); f != "" {
+		s.Format = f
+	}
 	for _, p := range []*int{&s.IMAPPort, &s.SMTPPort, &s.SubmissionPort, &s.LMTPPort} {
 		var err error
 		if *p, err = FreePort(); err != nil {
@@ -76,6 +80,16 @@ func New(dir string, users []string, aliases map[string]string) (*Site, error) {
 		return nil, err
 	}
 	return s, s.write()
+}
+
+// Replacement is an empty server with the same users on the same ports.
+func (s *Site) Replacement(dir string) (*Site, error) {
+	n, err := New(dir, s.Users, s.Aliases)
+	if err != nil {
+		return nil, err
+	}
+	n.IMAPPort, n.SMTPPort, n.SubmissionPort, n.LMTPPort = s.IMAPPort, s.SMTPPort, s.SubmissionPort, s.LMTPPort
+	return n, n.write()
 }
 
 // FreePort returns a loopback port that is free now, below those that the
@@ -120,7 +134,7 @@ ssl_key = <{{.Key}}
 auth_mechanisms = plain login
 auth_username_format = %Lu
 auth_master_user_separator = *
-mail_location = sdbox:{{.Dir}}/mail/%u
+mail_location = {{.Format}}:{{.Dir}}/mail/%u{{if eq .Format "maildir"}}:LAYOUT=fs{{end}}
 mail_uid = mail
 mail_gid = mail
 first_valid_uid = 1

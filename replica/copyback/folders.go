@@ -184,7 +184,9 @@ func (a *account) subscriptions(base []row.Mailbox, boxes []row.Mailbox, list []
 		b, old := was[m.ID]
 		l := find(list, m.Name)
 		there := l != nil && l.Subscribed
-		if old && b.Subscribed == m.Subscribed || there == m.Subscribed {
+		// On a mailbox that production has lost the subscription is lost, too.
+		lost := l == nil || l.Status != nil && l.Status.UIDValidity != b.OnProduction()
+		if old && !lost && b.Subscribed == m.Subscribed || there == m.Subscribed {
 			continue
 		}
 		cmd := "UNSUBSCRIBE "

@@ -177,7 +177,8 @@ func (b *box) open(base []row.Mailbox) error {
 		return err
 	}
 	b.next = sel.UIDNext
-	if i < 0 || b.base.OnProduction() != sel.UIDValidity || b.base.NoSelect {
+	// UIDs never go back: a lower UIDNEXT is another mailbox, or an older state.
+	if i < 0 || b.base.OnProduction() != sel.UIDValidity || sel.UIDNext < b.base.UIDNext || b.base.NoSelect {
 		if err := b.renew(sel, i >= 0); err != nil {
 			return err
 		}

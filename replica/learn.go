@@ -46,10 +46,21 @@ func (tx *Tx) TouchedSince(id row.MailboxID, uid uint32, mark uint64) bool {
 func (tx *Tx) learned(mailbox string, validity uint32) (*row.Mailbox, error) {
 	tx.wire = true
 	m := tx.Box(mailbox)
-	if m == nil || validity != 0 && m.OnProduction() != validity || !m.Synced {
+	if m == nil || validity != 0 && m.OnProduction() != validity {
 		return nil, fmt.Errorf("%w: %q", ErrNoMailbox, mailbox)
 	}
 	return m, nil
+}
+
+// missing is called for a message that the replica has not, of which the wire
+// told a change that concerns uid of box. While the mailbox is still being
+// copied the message is left to the copy, which must read it anew.
+func (tx *Tx) missing(m *row.Mailbox, seen uint32, box row.MailboxID, uid uint32) error {
+	if m.Synced {
+		return fmt.Errorf("%w: message %d of %q", ErrNoMailbox, seen, m.Name)
+	}
+	tx.a.touch(box, uid)
+	return nil
 }
 
 // LearnAppend records a message that a client appended and production
@@ -84,7 +95,7 @@ func (s *Store) LearnFlags(ctx context.Context, user, mailbox string, c row.Flag
 		set := func(uid uint32, flags func(old []string) []string) error {
 			r := tx.Find(m.ID, uid)
 			if r == nil {
-				return fmt.Errorf("%w: message %d of %q", ErrNoMailbox, uid, mailbox)
+				return tx.missing(m, uid, m.ID, uid)
 			}
 			r.Flags, r.Unsettled = flags(r.Flags), true
 			tx.PutRow(m.ID, r)
@@ -97,8 +108,8 @@ func (s *Store) LearnFlags(ctx context.Context, user, mailbox string, c row.Flag
 			}
 		}
 		for _, uid := range c.UIDs {
-			if known[uid] || tx.Find(m.ID, uid) == nil {
-				continue
+			if known[uid] || m.Synced && tx.Find(m.ID, uid) == nil {
+				continue // UIDs of a set need not exist
 			}
 			if err := set(uid, func(old []string) []string { return c.Op.Apply(old, c.Flags) }); err != nil {
 				return err
@@ -139,7 +150,10 @@ func (s *Store) LearnCopy(ctx context.Context, user string, c row.CopyOf) error 
 		for i, uid := range c.Src {
 			r := tx.Find(src.ID, uid)
 			if r == nil {
-				return fmt.Errorf("%w: message %d of %q", ErrNoMailbox, uid, c.From)
+				if err := tx.missing(src, uid, dst.ID, c.Dst[i]); err != nil {
+					return err
+				}
+				continue
 			}
 			r.UID, r.ModSeq, r.Unsettled = c.Dst[i], 0, true
 			tx.PutRow(dst.ID, r)

@@ -192,7 +192,7 @@ func (c *Cache) bySync(ctx context.Context, account string, cmd *imapsession.Cmd
 		r.Set()
 		r.SP()
 		if to := r.Mailbox(); r.Err() == nil {
-			if err := c.opt.Syncer.SyncMailbox(ctx, account, to); err != nil {
+			if err := c.syncBox(ctx, account, to); err != nil {
 				return err
 			}
 		}
@@ -200,7 +200,26 @@ func (c *Cache) bySync(ctx context.Context, account string, cmd *imapsession.Cmd
 	if cmd.Mailbox == "" {
 		return nil // nothing was selected, nothing was changed
 	}
-	return c.opt.Syncer.SyncMailbox(ctx, account, cmd.Mailbox)
+	return c.syncBox(ctx, account, cmd.Mailbox)
+}
+
+// seedLimit bounds how long an OK waits for a mailbox that is still being
+// copied for the first time.
+const seedLimit = time.Second
+
+// syncBox syncs a mailbox. One whose first copy is not done yet cannot be made
+// whole while a client waits: its changes are on production alone until then.
+func (c *Cache) syncBox(ctx context.Context, account, mailbox string) error {
+	if sn, err := c.opt.Replica.Snapshot(account, mailbox); err == nil && sn.Synced {
+		return c.opt.Syncer.SyncMailbox(ctx, account, mailbox)
+	}
+	ctx, cancel := context.WithTimeout(ctx, seedLimit)
+	defer cancel()
+	if err := c.opt.Syncer.SyncMailbox(ctx, account, mailbox); err != nil {
+		c.opt.Log.Debug("change in a mailbox that is not copied yet", "account", account, "mailbox", mailbox, "err", err)
+		c.opt.Syncer.Hint(account, mailbox)
+	}
+	return nil
 }
 
 func (c *Cache) appended(ctx context.Context, account string, cmd *imapsession.Cmd, ok imapwire.Response, sp row.Spool) error {

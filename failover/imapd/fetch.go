@@ -153,9 +153,6 @@ func (s *session) fetchOne(i int, items []fetchItem, tellFlags bool) bool {
 			if raw == nil {
 				raw = []byte{}
 			}
-			if !it.whole() {
-				root = parseMessage(raw)
-			}
 		}
 		if it.needsBody() && root == nil && !it.whole() {
 			root = parseMessage(raw)

@@ -1,0 +1,57 @@
+package snoop
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"testing"
+
+	"understudy/replica/row"
+	"understudy/snoop/imapsession"
+	"understudy/snoop/imapwire"
+)
+
+// fake is a replica with one mailbox, and a production that cannot be read.
+type fake struct {
+	Replica
+	synced bool
+	hints  int
+}
+
+var errDown = errors.New("production is down")
+
+func (f *fake) Snapshot(string, string) (*row.Snapshot, error) {
+	return &row.Snapshot{Mailbox: row.Mailbox{Synced: f.synced}}, nil
+}
+func (f *fake) LearnExpunge(context.Context, string, string, []uint32) error { return nil }
+func (f *fake) SyncMailbox(context.Context, string, string) error            { return errDown }
+func (f *fake) SyncFolders(context.Context, string) error                    { return errDown }
+func (f *fake) Hint(string, string)                                          { f.hints++ }
+func (f *fake) Later(string, string)                                         { f.hints++ }
+func (f *fake) Expect(string, string)                                        {}
+
+// Promise 1: what the wire does not tell and production cannot be asked about is
+// not acknowledged, but in a mailbox that is still being copied.
+func TestSettle(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		synced bool
+		cmd    imapsession.Cmd
+		want   error
+	}{
+		{"clear", true, imapsession.Cmd{Verb: "EXPUNGE", Mailbox: "INBOX", Expunged: []uint32{3}}, nil},
+		{"unclear", true, imapsession.Cmd{Verb: "EXPUNGE", Mailbox: "INBOX", Unknown: true}, errDown},
+		{"unclear while seeding", false, imapsession.Cmd{Verb: "EXPUNGE", Mailbox: "INBOX", Unknown: true}, nil},
+		{"folders", true, imapsession.Cmd{Verb: "CREATE", Mailbox: "X"}, errDown},
+		{"append without UID", true, imapsession.Cmd{Verb: "APPEND", Mailbox: "INBOX"}, errDown},
+	} {
+		f := &fake{synced: c.synced}
+		cache := New(Options{Replica: f, Syncer: f, Log: slog.New(slog.DiscardHandler)})
+		if err := cache.Settle(t.Context(), "a", &c.cmd, imapwire.Response{Name: "OK"}, nil); !errors.Is(err, c.want) {
+			t.Errorf("%s: %v, want %v", c.name, err, c.want)
+		}
+		if c.want == nil && f.hints == 0 {
+			t.Errorf("%s: no sync is asked for", c.name)
+		}
+	}
+}

@@ -245,6 +245,8 @@ func (k *Keeper) act(ctx context.Context, a failover.Action) {
 	case failover.Replay:
 		k.long(ctx, a, failover.Replayed, actor.Replay)
 	case failover.Serve:
+		// Accounts that were handed back in an interrupted hand-back come back, too.
+		k.revoke(func(l *lease) bool { return !l.standby })
 		if err := actor.Replay(ctx); err != nil {
 			k.opt.Log.Error("serve", "err", err)
 		}

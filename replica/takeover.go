@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/json"
+	"math/rand/v2"
 
 	"understudy/replica/meta"
 	"understudy/replica/row"
@@ -22,8 +23,13 @@ func (s *Store) BeginActing(ctx context.Context, user string, gap uint32) error 
 		if err != nil {
 			return err
 		}
-		for _, d := range doubts {
+		p := doubtPrefix(tx.Name())
+		tx.batch.DeleteRange(p, meta.PrefixEnd(p))
+		for i, d := range doubts {
 			tx.resolve(d)
+			if tx.unmoved(&d); len(d.Refs) > 0 {
+				tx.putJSON(doubtKey(tx.Name(), 1<<63|uint64(i)), d)
+			}
 		}
 		for _, m := range tx.Boxes() {
 			m.UIDNext = max(m.UIDNext, m.SyncedNext)
@@ -89,6 +95,10 @@ func (s *Store) BaseRows(user string, id row.MailboxID) (map[uint32]*row.Message
 
 func doubtPrefix(name string) []byte { return []byte("z/" + name + "\x00") }
 
+func doubtKey(name string, id uint64) []byte {
+	return binary.BigEndian.AppendUint64(doubtPrefix(name), id)
+}
+
 // NoteDoubt keeps a MOVE whose OK was not passed on, for takeover and copy-back.
 func (s *Store) NoteDoubt(ctx context.Context, user string, d row.Doubt) error {
 	sn, err := s.Snapshot(user, d.From)
@@ -105,11 +115,7 @@ func (s *Store) NoteDoubt(ctx context.Context, user string, d row.Doubt) error {
 	if err != nil {
 		return err
 	}
-	s.mu.Lock()
-	s.nextID++
-	key := binary.BigEndian.AppendUint64(doubtPrefix(name), s.nextID)
-	s.mu.Unlock()
-	_, err = s.Meta.Commit(ctx, meta.Batch{Do: []meta.Op{{Key: key, Val: b}}})
+	_, err = s.Meta.Commit(ctx, meta.Batch{Do: []meta.Op{{Key: doubtKey(name, rand.Uint64()>>1), Val: b}}})
 	return err
 }
 
@@ -124,6 +130,21 @@ func (tx *Tx) resolve(d row.Doubt) {
 		src, dst := tx.Find(from.ID, uid), tx.Find(to.ID, d.Dst[i])
 		if src != nil && dst != nil && src.Ref == dst.Ref {
 			tx.DeleteRow(from.ID, uid)
+		}
+	}
+}
+
+// unmoved leaves of a doubt the messages that are where they were: with those
+// the standby begins, so that one that is gone later was removed by a client.
+func (tx *Tx) unmoved(d *row.Doubt) {
+	d.Refs = nil
+	from := tx.Box(d.From)
+	if from == nil {
+		return
+	}
+	for _, uid := range d.UIDs {
+		if m := tx.Find(from.ID, uid); m != nil {
+			d.Refs = append(d.Refs, m.Ref)
 		}
 	}
 }

@@ -272,8 +272,15 @@ func (k *Keeper) act(ctx context.Context, a failover.Action) {
 // fence makes production's sessions end, after a last sweep if production lives.
 func (k *Keeper) fence(ctx context.Context, s failover.State) error {
 	k.revoke(func(l *lease) bool { return !l.standby })
+	// Each session notes what production left unanswered, before the base of
+	// the merge is taken.
+	limit := time.Second
 	if s.Planned {
-		if err := k.drained(ctx, func(l *lease) bool { return !l.standby }, 5*time.Second); err != nil {
+		limit = 5 * time.Second
+	}
+	err := k.drained(ctx, func(l *lease) bool { return !l.standby }, limit)
+	if s.Planned {
+		if err != nil {
 			return err
 		}
 		sweep, cancel := context.WithTimeout(ctx, k.opt.SweepLimit)

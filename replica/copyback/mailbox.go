@@ -102,23 +102,19 @@ func crossMoves(boxes []*box) {
 	}
 }
 
-// halfMoves finds copies that production made for a MOVE whose answer nobody got
-// and that it did not finish: the message is still where it was, or where the
-// client has put it since. The copies are dropped.
+// halfMoves finds copies that production made for a MOVE whose answer nobody got.
+// The standby began with the message where it was, and whatever clients have
+// done with it since counts: it is still there, or elsewhere, or deleted. The
+// copies are dropped.
 func halfMoves(boxes []*box, doubts []row.Doubt) {
-	holds := func(ref row.Ref) bool {
-		return slices.ContainsFunc(boxes, func(b *box) bool {
-			return slices.ContainsFunc(b.sn.Rows, func(m *row.Message) bool { return m.Ref == ref && !slices.Contains(b.gone, m.UID) })
-		})
-	}
 	for _, d := range doubts {
 		for _, b := range boxes {
 			if b.sn.Name != d.To {
 				continue
 			}
 			for _, ref := range d.Refs {
-				i := slices.IndexFunc(b.todo.Late, func(uid uint32) bool { return b.late[uid].ref == ref })
-				if i >= 0 && holds(ref) {
+				i := slices.IndexFunc(b.todo.Late, func(uid uint32) bool { l := b.late[uid]; return l.ref == ref && !l.reflag })
+				if i >= 0 {
 					b.todo.Drop = append(b.todo.Drop, b.todo.Late[i])
 					b.todo.Late = slices.Delete(b.todo.Late, i, i+1)
 				}

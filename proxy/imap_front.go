@@ -224,28 +224,17 @@ func (f *front) enterStandby(ctx context.Context, tag string, l Login, lease Lea
 	caps := f.p.banner.caps
 	f.p.banner.mu.RUnlock()
 	f.write("%s OK [CAPABILITY %s] Logged in", tag, strings.Join(caps, " "))
-	return func(ctx context.Context) {
-		defer lease.Release()
-		ctx, cancel := leaseContext(ctx, lease)
-		defer cancel()
-		_ = f.conn.SetReadDeadline(time.Time{})
-		if err := f.p.opt.IMAP.ServeIMAP(ctx, &buffered{f.conn, f.br}, account, caps); err != nil {
-			f.p.opt.Log.Debug("standby session", "account", account, "err", err)
-		}
-	}, nil
+	_ = f.conn.SetDeadline(time.Time{})
+	s := f.session(account, l)
+	return func(ctx context.Context) { s.run(ctx, s.standby(ctx, lease)) }, nil
 }
 
-func leaseContext(ctx context.Context, l Lease) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithCancel(ctx)
-	stop := make(chan struct{})
-	go func() {
-		select {
-		case <-l.Revoked:
-			cancel()
-		case <-stop:
-		}
-	}()
-	return ctx, func() { close(stop); cancel() }
+func (f *front) who() Client {
+	return Client{Addr: f.conn.RemoteAddr(), Local: f.conn.LocalAddr(), TLS: f.secured}
+}
+
+func (f *front) session(account string, l Login) *imapSession {
+	return newIMAPSession(f.p, account, l, f.who(), &buffered{f.conn, f.br})
 }
 
 // buffered is a connection of which some bytes were read ahead.
@@ -265,17 +254,9 @@ func (f *front) enterProduction(ctx context.Context, tag string, l Login, lease 
 	t := f.p.opt.Target
 	dctx, cancel := context.WithTimeout(ctx, t.timeout())
 	defer cancel()
-	who := Client{Addr: f.conn.RemoteAddr(), Local: f.conn.LocalAddr(), TLS: f.secured}
-	up, err := t.IMAP.dialIMAP(dctx, who)
-	var r imapwire.Response
-	if err == nil {
+	up, r, err := t.loginIMAP(dctx, f.who(), l)
+	if up != nil {
 		f.p.learnBanner(up)
-		id := ""
-		if t.ClientID {
-			id = originID(who)
-		}
-		_ = up.SetDeadline(time.Now().Add(answerTimeout))
-		r, err = up.login(l, id)
 	}
 	if err != nil {
 		lease.Release()
@@ -376,11 +357,13 @@ func (f *front) begin(ctx context.Context, tag string, l Login, up *imapConn, le
 	f.p.banner.mu.Lock()
 	f.p.banner.caps = strings.Fields(caps)
 	f.p.banner.mu.Unlock()
-	s := newIMAPSession(f.p, account, &buffered{f.conn, f.br}, up, lease)
+	s := f.session(account, l)
 	f.write("%s OK [CAPABILITY %s] Logged in", tag, caps)
 	_ = f.conn.SetDeadline(time.Time{})
 	_ = up.SetDeadline(time.Time{})
-	return s.run, nil
+	return func(ctx context.Context) {
+		s.run(ctx, &upstream{imapConn: up, lease: lease, lost: make(chan struct{})})
+	}, nil
 }
 
 // cutCaps keeps of production's capabilities those that the standby has.

@@ -46,7 +46,17 @@ const (
 type Lease struct {
 	Side    Side
 	Revoked <-chan struct{}
-	Release func()
+	// Patience is asked once Revoked is closed: how long commands that are under
+	// way may still be answered. nil is not at all.
+	Patience func() time.Duration
+	Release  func()
+}
+
+func (l Lease) patience() time.Duration {
+	if l.Patience == nil {
+		return 0
+	}
+	return l.Patience()
 }
 
 // Gate decides which side answers. While none does, Enter waits.
@@ -55,6 +65,14 @@ type Gate interface {
 	Enter(ctx context.Context, account string) (Lease, error)
 	// Trouble reports a failure of production that a session met.
 	Trouble(err error)
+	// Failing reports whether production is not believed to be well.
+	Failing() bool
+}
+
+// BoxState identifies a state of a mailbox.
+type BoxState struct {
+	UIDValidity, UIDNext uint32
+	Exists               int
 }
 
 // Login is a client's proof of who it is.
@@ -80,9 +98,18 @@ var (
 type Tap interface {
 	// LoggedIn tells that production accepted a login, and returns the account.
 	LoggedIn(ctx context.Context, l Login) (account string, err error)
-	// View returns the UIDs of a mailbox if the replica holds it in exactly
-	// this state.
-	View(account, mailbox string, validity, next uint32, exists int) ([]uint32, bool)
+	// View returns the UIDs of a mailbox, and the MODSEQ of the replica, if the
+	// replica holds it in exactly this state.
+	View(account, mailbox string, st BoxState) (uids []uint32, modseq uint64, ok bool)
+	// Changes returns the messages whose flags changed after a MODSEQ of the
+	// replica.
+	Changes(account, mailbox string, since uint64) []row.FlagsOf
+	// Mark returns the UID that the next message of a mailbox gets, as far as
+	// the replica knows.
+	Mark(account, mailbox string) uint32
+	// Outcome finds out whether a command that was not answered was done, and
+	// returns the response code of its OK.
+	Outcome(ctx context.Context, account string, c *imapsession.Cmd, sp row.Spool, side Side) (code string, done bool, err error)
 	// NewSpool begins to keep a message that a client sends.
 	NewSpool() row.Spool
 	// Settle makes durable what a command that production accepted changed.
@@ -153,6 +180,9 @@ type Options struct {
 	Caps    []string    // IMAP capabilities that may be shown
 	Log     *slog.Logger
 	PlainOK bool // logins without TLS are allowed
+	// Master returns a login as somebody else, for sessions whose own
+	// credentials are no longer taken when they are moved; nil if there is none.
+	Master func(user string) Login
 	// Timeout of an idle session before login; 0 is 3 minutes.
 	Timeout time.Duration
 	// MaxSessions is the number of open sessions; 0 is 10,000.
@@ -165,6 +195,8 @@ type Options struct {
 type Proxy struct {
 	opt    Options
 	slots  chan struct{}
+	again  chan struct{}  // sessions that log in to production once more, at a time
+	far    sync.WaitGroup // far ends of sessions
 	banner banner
 }
 
@@ -193,7 +225,7 @@ func New(o Options) (*Proxy, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	p := &Proxy{opt: o, slots: make(chan struct{}, o.MaxSessions)}
+	p := &Proxy{opt: o, slots: make(chan struct{}, o.MaxSessions), again: make(chan struct{}, 64)}
 	p.banner.imapText = "ready."
 	p.banner.caps = o.Caps
 	p.banner.authCaps = []string{"AUTH=PLAIN", "AUTH=LOGIN"}

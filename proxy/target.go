@@ -139,6 +139,22 @@ func (e Endpoint) dialIMAP(ctx context.Context, c Client) (*imapConn, error) {
 	return ic, nil
 }
 
+// loginIMAP connects and logs in as a client. The connection may come with an
+// error, and is then the caller's to close.
+func (t Target) loginIMAP(ctx context.Context, who Client, l Login) (*imapConn, imapwire.Response, error) {
+	up, err := t.IMAP.dialIMAP(ctx, who)
+	if err != nil {
+		return nil, imapwire.Response{}, err
+	}
+	id := ""
+	if t.ClientID {
+		id = originID(who)
+	}
+	_ = up.SetDeadline(time.Now().Add(answerTimeout))
+	r, err := up.login(l, id)
+	return up, r, err
+}
+
 func (ic *imapConn) greet(ctx context.Context, e Endpoint) error {
 	r, err := ic.response()
 	if err != nil {

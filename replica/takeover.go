@@ -123,12 +123,28 @@ func (s *Store) NoteDoubt(ctx context.Context, user string, d row.Doubt) error {
 // arrival but not the departure.
 func (tx *Tx) resolve(d row.Doubt) {
 	from, to := tx.Box(d.From), tx.Box(d.To)
-	if from == nil || to == nil || len(d.Dst) != len(d.UIDs) {
+	if from == nil || to == nil {
 		return
 	}
+	arrived := map[row.Ref]int{}
+	if len(d.Dst) != len(d.UIDs) && d.Mark > 0 {
+		for _, m := range tx.Rows(to.ID) {
+			if m.UID >= d.Mark {
+				arrived[m.Ref]++
+			}
+		}
+	}
 	for i, uid := range d.UIDs {
-		src, dst := tx.Find(from.ID, uid), tx.Find(to.ID, d.Dst[i])
-		if src != nil && dst != nil && src.Ref == dst.Ref {
+		src := tx.Find(from.ID, uid)
+		if src == nil {
+			continue
+		}
+		if len(d.Dst) == len(d.UIDs) {
+			if dst := tx.Find(to.ID, d.Dst[i]); dst != nil && src.Ref == dst.Ref {
+				tx.DeleteRow(from.ID, uid)
+			}
+		} else if arrived[src.Ref] > 0 {
+			arrived[src.Ref]--
 			tx.DeleteRow(from.ID, uid)
 		}
 	}

@@ -53,6 +53,8 @@ type Syncer interface {
 	Later(account, mailbox string)
 	// Expect asks for syncs of a mailbox until a delivery has arrived.
 	Expect(account, mailbox string)
+	// Expunge removes messages from production.
+	Expunge(ctx context.Context, account, mailbox string, uids []uint32) error
 }
 
 // Options of New.
@@ -66,7 +68,8 @@ type Options struct {
 
 // Cache is the transaction cache.
 type Cache struct {
-	opt Options
+	opt  Options
+	told told
 
 	wire, synced, held atomic.Int64
 }
@@ -82,15 +85,6 @@ func (c *Cache) Counts() (wire, synced, held int64) {
 
 // syncLimit bounds a sync that a client's OK waits for.
 const syncLimit = 30 * time.Second
-
-// View returns the UIDs of a mailbox if the replica holds it in this state.
-func (c *Cache) View(account, mailbox string, validity, next uint32, exists int) ([]uint32, bool) {
-	sn, err := c.opt.Replica.Snapshot(account, mailbox)
-	if err != nil || !sn.Synced || sn.OnProduction() != validity || sn.UIDNext != next || len(sn.UIDs) != exists {
-		return nil, false
-	}
-	return sn.UIDs, true
-}
 
 // Hint tells that a mailbox changed in a way that was not followed.
 func (c *Cache) Hint(account, mailbox string) { c.opt.Syncer.Hint(account, mailbox) }
@@ -108,7 +102,7 @@ func (c *Cache) Unanswered(account string, cmd *imapsession.Cmd) {
 	if r.Err() != nil {
 		return
 	}
-	d := row.Doubt{From: cmd.Mailbox, To: to, UIDs: cmd.UIDs}
+	d := row.Doubt{From: cmd.Mailbox, To: to, UIDs: cmd.UIDs, Mark: cmd.Mark}
 	if _, src, dst, err := copyUID(cmd.CopyUID); err == nil {
 		d.UIDs, d.Dst = src, dst
 	}
@@ -254,6 +248,7 @@ func (c *Cache) appended(ctx context.Context, account string, cmd *imapsession.C
 	if n.Ref, err = sp.Commit(); err != nil {
 		return err
 	}
+	c.told.add(account, n.Mailbox, uid)
 	if err := c.opt.Replica.LearnAppend(ctx, account, n); err != nil {
 		return err
 	}

@@ -29,6 +29,7 @@ func (f *fake) SyncFolders(context.Context, string) error                    { r
 func (f *fake) Hint(string, string)                                          { f.hints++ }
 func (f *fake) Later(string, string)                                         { f.hints++ }
 func (f *fake) Expect(string, string)                                        {}
+func (f *fake) Expunge(context.Context, string, string, []uint32) error      { return errDown }
 
 // Promise 1: what the wire does not tell and production cannot be asked about is
 // not acknowledged, but in a mailbox that is still being copied.

@@ -123,10 +123,12 @@ func (a *actor) each(ctx context.Context, f func(ctx context.Context, account st
 // errRestless tells that production keeps getting mail by itself.
 var errRestless = errors.New("production and replica do not come to agree")
 
-func (a *actor) HandBack(ctx context.Context, block, unblock func(string)) error {
+func (a *actor) HandBack(ctx context.Context, block func(string) error, unblock func(string)) error {
 	return a.each(ctx, func(ctx context.Context, name string) error {
-		block(name)
 		defer unblock(name)
+		if err := block(name); err != nil {
+			return err
+		}
 		// What production delivers by itself while one run is under way is
 		// found by the next.
 		for range 10 {

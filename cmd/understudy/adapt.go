@@ -16,6 +16,7 @@ import (
 	"understudy/replica/row"
 	"understudy/replica/vault"
 	"understudy/snoop"
+	"understudy/snoop/imapsession"
 	"understudy/snoop/smtpwire"
 )
 
@@ -35,7 +36,7 @@ func (g gate) Enter(ctx context.Context, login string) (proxy.Lease, error) {
 	if err != nil {
 		return proxy.Lease{}, err
 	}
-	l := proxy.Lease{Side: proxy.Production, Revoked: s.Revoked, Release: s.Release}
+	l := proxy.Lease{Side: proxy.Production, Revoked: s.Revoked, Patience: s.Patience, Release: s.Release}
 	if s.Standby {
 		l.Side = proxy.Standby
 	}
@@ -43,6 +44,7 @@ func (g gate) Enter(ctx context.Context, login string) (proxy.Lease, error) {
 }
 
 func (g gate) Trouble(err error) { g.k.Trouble(err) }
+func (g gate) Failing() bool     { return g.k.Failing() }
 
 // names tells accounts from logins.
 type names struct {
@@ -111,6 +113,14 @@ func (t tap) Denied(l proxy.Login) {
 
 func (t tap) Arriving(ctx context.Context, m row.Envelope, sp row.Spool) proxy.Arrival {
 	return t.Cache.Arriving(ctx, m, sp)
+}
+
+func (t tap) View(account, mailbox string, st proxy.BoxState) ([]uint32, uint64, bool) {
+	return t.Cache.View(account, mailbox, st.UIDValidity, st.UIDNext, st.Exists)
+}
+
+func (t tap) Outcome(ctx context.Context, account string, c *imapsession.Cmd, sp row.Spool, side proxy.Side) (string, bool, error) {
+	return t.Cache.Outcome(ctx, account, c, sp, side == proxy.Production)
 }
 
 func (t tap) NewSpool() row.Spool { return t.store.Blobs.Spool() }

@@ -134,18 +134,24 @@ func (a *app) dialMaster(ctx context.Context, account string) (*imapc.Conn, erro
 	if err != nil {
 		return nil, err
 	}
+	l := a.masterLogin(account)
+	stop := context.AfterFunc(ctx, c.Close)
+	defer stop()
+	if err := c.Login(l.User, l.AuthUser, l.Password); err != nil {
+		c.Close()
+		return nil, fmt.Errorf("log in to production as master for %s: %w", account, err)
+	}
+	return c, nil
+}
+
+// masterLogin is the login as somebody else.
+func (a *app) masterLogin(account string) proxy.Login {
 	user, auth := account, a.cfg.Master.User
 	if a.cfg.Master.Separator != "" {
 		user = account + a.cfg.Master.Separator + a.cfg.Master.User
 		auth = user
 	}
-	stop := context.AfterFunc(ctx, c.Close)
-	defer stop()
-	if err := c.Login(user, auth, a.master); err != nil {
-		c.Close()
-		return nil, fmt.Errorf("log in to production as master for %s: %w", account, err)
-	}
-	return c, nil
+	return proxy.Login{User: user, AuthUser: auth, Password: a.master}
 }
 
 func (a *app) dialIMAP(ctx context.Context) (*imapc.Conn, error) {
@@ -208,7 +214,7 @@ func (a *app) assemble() error {
 	if cfg.Standby.LearnLogins {
 		t.vault = a.vault
 	}
-	po := proxy.Options{Gate: gate{a.keeper, a.store, a.names}, Tap: t, Target: a.target, IMAP: sb, SMTP: sb, Caps: imapd.Caps(), Log: a.log,
+	po := proxy.Options{Gate: gate{a.keeper, a.store, a.names}, Tap: t, Target: a.target, IMAP: sb, SMTP: sb, Caps: imapd.Caps(), Log: a.log, Master: a.masterLogin,
 		PlainOK: cfg.Listen.PlainLogin, MaxSessions: cfg.Listen.MaxSessions, MaxMessage: cfg.Listen.MaxMessage}
 	if a.certs != nil {
 		po.TLS = a.certs.Config()

@@ -107,6 +107,7 @@ func (p *primary) Enter(context.Context, string) (proxy.Lease, error) {
 	return proxy.Lease{Side: proxy.Standby, Revoked: make(chan struct{}), Release: func() {}}, nil
 }
 func (p *primary) Trouble(error) {}
+func (p *primary) Failing() bool { return false }
 
 func (p *primary) Authenticate(_ context.Context, l proxy.Login) (string, error) {
 	want := p.d.Users[l.User]
@@ -131,15 +132,20 @@ func (p *primary) NewSMTP(ctx context.Context, c proxy.Client) proxy.SMTPUpstrea
 
 func (p *primary) NewSpool() row.Spool { return p.store.Blobs.Spool() }
 
-// The rest of proxy.Tap is never called: no session has an upstream.
+// The rest of proxy.Tap tells nothing: no session has another upstream.
 
 func (p *primary) LoggedIn(context.Context, proxy.Login) (string, error)           { return "", nil }
 func (p *primary) Denied(proxy.Login)                                              {}
-func (p *primary) View(string, string, uint32, uint32, int) ([]uint32, bool)       { return nil, false }
+func (p *primary) Mark(string, string) uint32                                      { return 0 }
+func (p *primary) Changes(string, string, uint64) []row.FlagsOf                    { return nil }
+func (p *primary) View(string, string, proxy.BoxState) ([]uint32, uint64, bool)    { return nil, 0, false }
 func (p *primary) Unanswered(string, *imapsession.Cmd)                             {}
 func (p *primary) Hint(string, string)                                             {}
 func (p *primary) Virtual(string, string) uint32                                   { return 0 }
 func (p *primary) Arriving(context.Context, row.Envelope, row.Spool) proxy.Arrival { return nil }
 func (p *primary) Settle(context.Context, string, *imapsession.Cmd, imapwire.Response, row.Spool) error {
 	return nil
+}
+func (p *primary) Outcome(context.Context, string, *imapsession.Cmd, row.Spool, proxy.Side) (string, bool, error) {
+	return "", false, nil
 }

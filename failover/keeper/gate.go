@@ -10,9 +10,10 @@ import (
 
 // Side is what a session was given.
 type Side struct {
-	Standby bool
-	Revoked <-chan struct{}
-	Release func()
+	Standby  bool
+	Revoked  <-chan struct{}
+	Patience func() time.Duration // once revoked: for commands under way
+	Release  func()
 }
 
 // Enter waits until a side answers for an account ("" is SMTP, which is
@@ -25,7 +26,7 @@ func (k *Keeper) Enter(ctx context.Context, account string) (Side, error) {
 			l := &lease{account: account, standby: side, revoked: make(chan struct{})}
 			k.leases[l] = struct{}{}
 			k.mu.Unlock()
-			return Side{Standby: side, Revoked: l.revoked, Release: func() { k.release(l) }}, nil
+			return Side{Standby: side, Revoked: l.revoked, Patience: func() time.Duration { return l.patience }, Release: func() { k.release(l) }}, nil
 		}
 		wait := k.changed
 		k.mu.Unlock()
@@ -66,7 +67,8 @@ func (k *Keeper) release(l *lease) {
 	}
 }
 
-func (k *Keeper) revoke(which func(*lease) bool) {
+// revoke ends leases; what is under way may be finished within patience.
+func (k *Keeper) revoke(which func(*lease) bool, patience time.Duration) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for l := range k.leases {
@@ -76,10 +78,15 @@ func (k *Keeper) revoke(which func(*lease) bool) {
 		select {
 		case <-l.revoked:
 		default:
+			l.patience = patience
 			close(l.revoked)
 		}
 	}
 }
+
+// boundary is how long the commands under way may take when sessions are
+// moved on purpose.
+const boundary = 4 * time.Second
 
 var errDrain = errors.New("sessions did not end in time")
 
@@ -107,16 +114,25 @@ func (k *Keeper) drained(ctx context.Context, which func(*lease) bool, limit tim
 	}
 }
 
-// block ends an account's sessions and lets none begin.
-func (k *Keeper) block(account string) {
+// Failing reports whether production is not believed to be well.
+func (k *Keeper) Failing() bool {
+	switch k.State().Phase {
+	case failover.Seeding, failover.Protecting, failover.HandingBack:
+		return false
+	}
+	return true
+}
+
+// block takes an account's sessions off the standby and lets none in.
+func (k *Keeper) block(account string) error {
 	k.mu.Lock()
 	k.blocked[account] = true
 	k.mu.Unlock()
 	// A login may be spelled otherwise than the account; the side that it
 	// gets is decided by the account, so all that lead there must go.
 	mine := func(l *lease) bool { return l.standby && (l.account == account || l.account == "") }
-	k.revoke(mine)
-	_ = k.drained(context.Background(), mine, 5*time.Second)
+	k.revoke(mine, boundary)
+	return k.drained(context.Background(), mine, boundary+time.Second)
 }
 
 func (k *Keeper) unblock(account string) {

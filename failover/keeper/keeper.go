@@ -34,7 +34,7 @@ type Actor interface {
 	CopyBack(ctx context.Context) error
 	// HandBack does the last of it, account by account. block stops an
 	// account's sessions; unblock lets them go to the side that now answers.
-	HandBack(ctx context.Context, block func(account string), unblock func(account string)) error
+	HandBack(ctx context.Context, block func(account string) error, unblock func(account string)) error
 	// Protect and Rest start and stop what follows production.
 	Protect()
 	Rest()
@@ -84,6 +84,7 @@ type lease struct {
 	account  string
 	standby  bool
 	revoked  chan struct{}
+	patience time.Duration // set before revoked is closed
 	released bool
 }
 
@@ -246,7 +247,7 @@ func (k *Keeper) act(ctx context.Context, a failover.Action) {
 		k.long(ctx, a, failover.Replayed, actor.Replay)
 	case failover.Serve:
 		// Accounts that were handed back in an interrupted hand-back come back, too.
-		k.revoke(func(l *lease) bool { return !l.standby })
+		k.revoke(func(l *lease) bool { return !l.standby }, 0)
 		if err := actor.Replay(ctx); err != nil {
 			k.opt.Log.Error("serve", "err", err)
 		}
@@ -254,7 +255,7 @@ func (k *Keeper) act(ctx context.Context, a failover.Action) {
 		k.long(ctx, a, failover.CopiedBack, actor.CopyBack)
 	case failover.HandBack:
 		k.long(ctx, a, failover.HandedBack, func(ctx context.Context) error {
-			k.revoke(func(l *lease) bool { return l.account == "" })
+			k.revoke(func(l *lease) bool { return l.account == "" }, boundary)
 			return actor.HandBack(ctx, k.block, k.unblock)
 		})
 	case failover.LowerFence:
@@ -271,13 +272,13 @@ func (k *Keeper) act(ctx context.Context, a failover.Action) {
 
 // fence makes production's sessions end, after a last sweep if production lives.
 func (k *Keeper) fence(ctx context.Context, s failover.State) error {
-	k.revoke(func(l *lease) bool { return !l.standby })
+	patience, limit := time.Duration(0), time.Second
+	if s.Planned {
+		patience, limit = boundary, boundary+time.Second
+	}
+	k.revoke(func(l *lease) bool { return !l.standby }, patience)
 	// Each session notes what production left unanswered, before the base of
 	// the merge is taken.
-	limit := time.Second
-	if s.Planned {
-		limit = 5 * time.Second
-	}
 	err := k.drained(ctx, func(l *lease) bool { return !l.standby }, limit)
 	if s.Planned {
 		if err != nil {

@@ -50,9 +50,11 @@ func (s *site) OnProduction(string) bool {
 	defer s.mu.Unlock()
 	return s.handed
 }
-func (s *site) HandBack(ctx context.Context, block, unblock func(string)) error {
-	block("a")
+func (s *site) HandBack(ctx context.Context, block func(string) error, unblock func(string)) error {
 	defer unblock("a")
+	if err := block("a"); err != nil {
+		return err
+	}
 	err := s.step(ctx, "hand back")
 	s.mu.Lock()
 	s.handed = err == nil

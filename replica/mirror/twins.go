@@ -1,6 +1,7 @@
 package mirror
 
 import (
+	"context"
 	"fmt"
 	"slices"
 
@@ -34,7 +35,7 @@ func (s *boxSync) findTwins(need []uint32) ([]uint32, error) {
 // dropTwins expunges late doubles from production, by their UIDs alone.
 func (s *boxSync) dropTwins() error {
 	if !s.c.Has("UIDPLUS") {
-		return nil // nothing but these may be expunged
+		return nil
 	}
 	if _, err := s.c.Select(s.mailbox, false); err != nil {
 		return err
@@ -46,11 +47,36 @@ func (s *boxSync) dropTwins() error {
 		ids[w.ID] = true
 	}
 	set := imapwire.FormatSet(uids)
-	for _, cmd := range []string{"UID STORE " + set + ` +FLAGS.SILENT (\Deleted)`, "UID EXPUNGE " + set} {
-		if _, err := s.c.Do(cmd, nil); err != nil {
-			return fmt.Errorf("drop late doubles: %w", err)
-		}
+	if err := expunge(s.c, set); err != nil {
+		return fmt.Errorf("drop late doubles: %w", err)
 	}
 	s.m.opt.Log.Info("production delivered what the standby had delivered already; its copies are dropped", "account", s.account, "mailbox", s.mailbox, "uids", set)
 	return s.m.opt.Store.ForgetTwins(s.ctx, func(w row.Twin) bool { return ids[w.ID] })
+}
+
+// expunge removes messages of the selected mailbox from production, and nothing
+// but these (RFC 4315).
+func expunge(c *imapc.Conn, set string) error {
+	if _, err := c.Do("UID STORE "+set+` +FLAGS.SILENT (\Deleted)`, nil); err != nil {
+		return err
+	}
+	_, err := c.Do("UID EXPUNGE "+set, nil)
+	return err
+}
+
+// Expunge removes messages from production by their UIDs: what a MOVE that was
+// done by half has left behind.
+func (m *Mirror) Expunge(ctx context.Context, account, mailbox string, uids []uint32) error {
+	return m.with(ctx, account, func(c *imapc.Conn) error {
+		if !c.Has("UIDPLUS") {
+			return fmt.Errorf("expunge from %s: production offers no UIDPLUS", mailbox)
+		}
+		if _, err := c.Select(mailbox, false); err != nil {
+			return err
+		}
+		if err := expunge(c, imapwire.FormatSet(uids)); err != nil {
+			return err
+		}
+		return c.Leave()
+	})
 }

@@ -106,6 +106,8 @@ type Spool interface {
 	io.Writer
 	Start()
 	Commit() (Ref, error)
+	// Bytes returns what was written so far.
+	Bytes() ([]byte, error)
 	Discard()
 }
 
@@ -141,6 +143,7 @@ type Doubt struct {
 	From, To string
 	UIDs     []uint32 // in From
 	Dst      []uint32 // in To, if production told them
+	Mark     uint32   // UIDNEXT of To when the MOVE was seen
 	Refs     []Ref    // of the messages
 }
 

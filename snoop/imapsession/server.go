@@ -3,6 +3,7 @@ package imapsession
 import (
 	"bytes"
 	"strconv"
+	"strings"
 
 	"understudy/snoop/imapwire"
 )
@@ -51,10 +52,9 @@ func (t *Tracker) tagged(ev *Event) {
 		}
 		t.pending = append(t.pending[:i:i], t.pending[i+1:]...)
 		ev.Cmd = c
-		if c == t.cur {
-			t.cur = nil
-		}
-		if ev.Resp.Name == "BAD" && c.literal {
+		// The rest of its literal is still to come.
+		c.answered = true
+		if ev.Resp.Name == "BAD" && c.marks != nil {
 			t.doubt("BAD to a command with a literal")
 		}
 		if ev.Resp.Code == "COPYUID" {
@@ -142,6 +142,10 @@ func (t *Tracker) untagged(ev *Event) {
 		t.expunge(ev, box)
 	case "FETCH":
 		t.fetch(ev, box)
+	case "SEARCH", "ESEARCH":
+		if c := t.oldest(); c != nil {
+			c.Found = true
+		}
 	case "VANISHED":
 		t.doubt("VANISHED without QRESYNC")
 		ev.Hint = true
@@ -175,6 +179,7 @@ func (t *Tracker) fetch(ev *Event, box *Box) {
 		return
 	}
 	it := imapwire.ParseFetchHead(ev.Resp.Rest)
+	box.blind = box.blind || it.UID == 0 && box.View[n-1] == 0
 	if it.UID != 0 && box.View[n-1] != it.UID {
 		if box.View[n-1] != 0 {
 			t.doubt("UID of a message changed")
@@ -182,11 +187,14 @@ func (t *Tracker) fetch(ev *Event, box *Box) {
 		box.own()
 		box.View[n-1] = it.UID
 	}
+	c := t.oldest()
+	if c != nil && strings.HasSuffix(c.Verb, "FETCH") && box.View[n-1] != 0 {
+		c.Delivered = append(c.Delivered, box.View[n-1])
+	}
 	if !it.HasFlags {
 		return
 	}
 	it.UID = box.View[n-1]
-	c := t.oldest()
 	switch {
 	case c != nil && (c.Verb == "STORE" || c.Verb == "UID STORE"):
 		if it.UID == 0 {

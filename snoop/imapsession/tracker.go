@@ -43,11 +43,27 @@ type Cmd struct {
 	UIDs    []uint32 // that the command names, resolved when it was seen
 	Unknown bool     // not all numbers could be resolved
 
-	Fetched  []imapwire.FetchItems // flags told while the command was the oldest
-	Expunged []uint32              // UIDs expunged while it was the oldest
-	CopyUID  []byte                // argument of COPYUID
+	Fetched   []imapwire.FetchItems // flags told while the command was the oldest
+	Expunged  []uint32              // UIDs expunged while it was the oldest
+	Delivered []uint32              // FETCH: UIDs whose data the client has
+	Found     bool                  // SEARCH: the client has the result
+	CopyUID   []byte                // argument of COPYUID
 
-	literal bool // carried one
+	Mark      uint32 // APPEND, COPY, MOVE: UIDNEXT of the target in the replica when it was seen
+	Continued bool   // the client was told "+" for its latest literal, or for IDLE
+	Ended     bool   // IDLE: DONE was sent
+	Rerun     bool   // sent again to another upstream; the first may have done it
+
+	marks    []mark
+	complete bool // all of it was received
+	answered bool // before it was complete
+}
+
+// mark is a literal's announcement in the text of a command.
+type mark struct {
+	at      int // offset in Text behind its line
+	sync    bool
+	message bool
 }
 
 // Args returns a Reader behind tag and verb.
@@ -68,17 +84,21 @@ func (c *Cmd) Args() *imapwire.Reader {
 type Box struct {
 	Name        string
 	ReadOnly    bool
-	UIDValidity uint32
+	UIDValidity uint32 // as the server told it
+	Shown       uint32 // as the client was told it
 	UIDNext     uint32
+	ModSeq      uint64   // of the replica, up to which the client was told flags; 0 if not known
 	View        []uint32 // UID of each number, 0 where it is not known
+	blind       bool     // data was told of a message whose UID is not known
 	shared      bool     // View belongs to somebody else: copy before a change
 }
 
 // Tracker holds the state of one session.
 type Tracker struct {
-	User  string
-	Box   *Box // nil: none selected
-	Doubt string
+	User      string
+	Box       *Box // nil: none selected
+	Doubt     string
+	CondStore bool // the client may have enabled it (RFC 7162 section 3.1)
 
 	cur     *Cmd // the client is still sending it
 	pending []*Cmd
@@ -123,12 +143,16 @@ func (t *Tracker) Client(p imapwire.Piece, b []byte) (c *Cmd, done bool, err err
 			c.Text = append(c.Text, b...)
 		}
 		if p.Lit.Present {
-			c.literal = true
+			m := mark{at: len(c.Text), sync: !p.Lit.NonSync}
+			c.Continued = false
 			if c.Verb == "APPEND" && appendsMessage(c.Text) {
 				c.Extra = c.Extra || c.Message
-				c.Message, c.Size = true, p.Lit.Size
+				c.Message, c.Size, m.message = true, p.Lit.Size, true
 			} else if p.Lit.Size > imapwire.MaxLiteral {
 				return nil, false, ErrTooLong
+			}
+			if !c.Extra {
+				c.marks = append(c.marks, m)
 			}
 		}
 	case imapwire.Body:
@@ -140,7 +164,7 @@ func (t *Tracker) Client(p imapwire.Piece, b []byte) (c *Cmd, done bool, err err
 		return nil, false, ErrTooLong
 	}
 	if p.Kind == imapwire.Line && p.Last {
-		t.cur = nil
+		t.cur, c.complete = nil, true
 		t.resolve(c)
 		return c, true, nil
 	}
@@ -157,6 +181,7 @@ func appendsMessage(text []byte) bool {
 
 // resolve finds the UIDs that a complete command is about.
 func (t *Tracker) resolve(c *Cmd) {
+	t.CondStore = t.CondStore || c.enablesCondStore()
 	r := c.Args()
 	switch c.Verb {
 	case "STORE", "UID STORE", "COPY", "UID COPY", "MOVE", "UID MOVE", "UID EXPUNGE":

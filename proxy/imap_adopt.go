@@ -1,0 +1,556 @@
+package proxy
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"understudy/replica/row"
+	"understudy/snoop/imapsession"
+	"understudy/snoop/imapwire"
+	"understudy/snoop/smtpwire"
+)
+
+// maxAnswer bounds a line that is read while a session is moved: the UIDs of a
+// large mailbox.
+const maxAnswer = 16 << 20
+
+// news is what the client has still to be told of its mailbox.
+type news struct {
+	exists bool
+	flags  []row.FlagsOf
+}
+
+// standby makes the standby the upstream.
+func (s *imapSession) standby(ctx context.Context, lease Lease) *upstream {
+	s.p.banner.mu.RLock()
+	caps := s.p.banner.caps
+	s.p.banner.mu.RUnlock()
+	near, far := net.Pipe()
+	up := &upstream{imapConn: &imapConn{Conn: near, br: bufio.NewReaderSize(near, 1<<10), caps: caps}, lease: lease,
+		lost: make(chan struct{}), ended: make(chan struct{})}
+	s.p.far.Go(func() {
+		defer close(up.ended)
+		err := s.p.opt.IMAP.ServeIMAP(ctx, far, s.account, caps)
+		_ = far.Close()
+		s.p.opt.Log.Debug("standby session", "account", s.account, "err", err)
+	})
+	return up
+}
+
+// next waits for whoever answers now, and brings it to the session's state.
+func (s *imapSession) next(ctx context.Context) *upstream {
+	ctx, cancel := context.WithTimeout(ctx, parkLimit)
+	defer cancel()
+	for {
+		lease, err := s.p.opt.Gate.Enter(ctx, s.login.User)
+		if err != nil {
+			return nil
+		}
+		up, err := s.attach(ctx, lease)
+		if err == nil {
+			return up
+		}
+		lease.Release()
+		s.p.opt.Log.Debug("session is not adopted yet", "account", s.account, "err", err)
+		if errors.Is(err, imapsession.ErrNotAdoptable) || errors.As(err, &errClient{}) {
+			s.p.opt.Log.Info("session is closed and not continued", "account", s.account, "client", s.who.Addr, "why", err)
+			_ = s.toClient([]byte("* BYE Please log in again\r\n"))
+			return nil
+		}
+		if lease.Side == Production && ctx.Err() == nil {
+			s.p.opt.Gate.Trouble(err)
+		}
+		select {
+		case <-time.After(retryPause):
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// attach makes an upstream and brings it to the session's state.
+func (s *imapSession) attach(ctx context.Context, lease Lease) (up *upstream, err error) {
+	if lease.Side == Standby {
+		up = s.standby(ctx, lease)
+	} else if up, err = s.relogin(ctx, lease); err != nil {
+		return nil, err
+	}
+	stop := make(chan struct{})
+	s.p.far.Go(func() {
+		select {
+		case <-ctx.Done():
+		case <-lease.Revoked:
+		case <-stop:
+			return
+		}
+		_ = up.Close()
+	})
+	_ = up.SetDeadline(time.Now().Add(answerTimeout))
+	if err = s.restore(up); err == nil {
+		err = s.finishUnit(up)
+	}
+	if err == nil {
+		err = s.outcomes(ctx, lease.Side)
+	}
+	close(stop)
+	if err != nil {
+		up.shut()
+		return nil, err
+	}
+	_ = up.SetDeadline(time.Time{})
+	return up, nil
+}
+
+// relogin logs in to production as the client did, or as its master.
+func (s *imapSession) relogin(ctx context.Context, lease Lease) (*upstream, error) {
+	select {
+	case s.p.again <- struct{}{}:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	defer func() { <-s.p.again }()
+	ctx, cancel := context.WithTimeout(ctx, s.p.opt.Target.timeout())
+	defer cancel()
+	logins := []Login{s.login}
+	if s.p.opt.Master != nil {
+		logins = append(logins, s.p.opt.Master(s.account))
+	}
+	for _, l := range logins {
+		ic, r, err := s.p.opt.Target.loginIMAP(ctx, s.who, l)
+		if err == nil && r.Name == "OK" && ic.caps == nil {
+			_, err = ic.command("U4", "CAPABILITY")
+		}
+		if err == nil && r.Name == "OK" {
+			return &upstream{imapConn: ic, lease: lease, lost: make(chan struct{})}, nil
+		}
+		if ic != nil {
+			_ = ic.Close()
+		}
+		if err != nil {
+			return nil, err
+		}
+		if r.Code == "UNAVAILABLE" || r.Code == "SERVERBUG" || r.Code == "INUSE" || r.Name == "BYE" {
+			return nil, fmt.Errorf("login: %s %s", r.Name, r.Rest)
+		}
+	}
+	return nil, fmt.Errorf("%w: production does not take its login any more", imapsession.ErrNotAdoptable)
+}
+
+// restore opens the mailbox, and finds out how the client's view of it differs.
+func (s *imapSession) restore(up *upstream) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.track.CondStore && hasWord(up.caps, "CONDSTORE") && hasWord(up.caps, "ENABLE") {
+		if _, err := up.command("UA1", "ENABLE CONDSTORE"); err != nil {
+			return err
+		}
+	}
+	for _, c := range s.track.Outstanding() {
+		// Sent again without a second answer: only as a non-synchronising literal.
+		if !hasWord(up.caps, "LITERAL+") && len(c.Text) > 0 && c.Continued && c.Verb != "IDLE" {
+			return fmt.Errorf("%w: upstream has no LITERAL+", imapsession.ErrNotAdoptable)
+		}
+	}
+	s.numbers, s.news = imapsession.Numbers{}, news{}
+	box := s.track.Box
+	if box == nil || s.track.Opening() {
+		return nil
+	}
+	st, uids, modseq, err := s.reopen(up, box)
+	if err != nil {
+		return err
+	}
+	if err := box.Fill(uids); err != nil {
+		return err
+	}
+	var fresh []uint32
+	s.numbers, fresh = imapsession.NewNumbers(box.View, uids)
+	s.track.Grow(fresh)
+	s.news = news{exists: len(fresh) > 0}
+	if box.ModSeq > 0 && modseq > box.ModSeq {
+		s.news.flags = s.p.opt.Tap.Changes(s.account, box.Name, box.ModSeq)
+	}
+	box.UIDValidity, box.UIDNext = st.UIDValidity, st.UIDNext
+	if modseq > 0 {
+		box.ModSeq = modseq
+	}
+	return nil
+}
+
+// reopen selects the mailbox and returns its UIDs.
+func (s *imapSession) reopen(up *upstream, box *imapsession.Box) (st BoxState, uids []uint32, modseq uint64, err error) {
+	verb := "SELECT "
+	if box.ReadOnly {
+		verb = "EXAMINE "
+	}
+	r, err := up.ask("UA2", verb+imapwire.AString(box.Name), func(r imapwire.Response) {
+		n, _ := strconv.ParseUint(string(r.Arg), 10, 32)
+		switch {
+		case r.Name == "EXISTS":
+			st.Exists = int(r.Num)
+		case r.Code == "UIDVALIDITY":
+			st.UIDValidity = uint32(n)
+		case r.Code == "UIDNEXT":
+			st.UIDNext = uint32(n)
+		}
+	})
+	if err != nil {
+		return st, nil, 0, err
+	}
+	if r.Name != "OK" || s.shown(up, box.Name, st.UIDValidity) != box.Shown {
+		return st, nil, 0, fmt.Errorf("%w: mailbox is another one: %s %s", imapsession.ErrNotAdoptable, r.Name, r.Rest)
+	}
+	if uids, modseq, ok := s.p.opt.Tap.View(s.account, box.Name, st); ok {
+		return st, uids, modseq, nil
+	}
+	r, err = up.ask("UA3", "UID SEARCH ALL", func(r imapwire.Response) {
+		if r.Name == "SEARCH" {
+			for _, f := range strings.Fields(string(r.Rest)) {
+				n, _ := strconv.ParseUint(f, 10, 32)
+				uids = append(uids, uint32(n))
+			}
+		}
+	})
+	if err == nil && r.Name != "OK" {
+		err = fmt.Errorf("UID SEARCH: %s", r.Name)
+	}
+	slices.Sort(uids)
+	return st, uids, 0, err
+}
+
+// ask sends a command and reads its answers.
+func (ic *imapConn) ask(tag, text string, on func(imapwire.Response)) (imapwire.Response, error) {
+	if _, err := fmt.Fprintf(ic.Conn, "%s %s\r\n", tag, text); err != nil {
+		return imapwire.Response{}, err
+	}
+	for {
+		line, err := smtpwire.ReadLine(ic.br, maxAnswer)
+		if err != nil {
+			return imapwire.Response{}, err
+		}
+		r := imapwire.ParseResponse([]byte(line))
+		if r.Tag == tag {
+			return r, nil
+		}
+		if r.Name == "BYE" {
+			return r, fmt.Errorf("BYE %s", r.Rest)
+		}
+		on(r)
+	}
+}
+
+// finishUnit gives the client the rest of a literal that was cut.
+func (s *imapSession) finishUnit(up *upstream) error {
+	s.mu.Lock()
+	u := s.unit
+	s.mu.Unlock()
+	if !u.open {
+		return nil
+	}
+	if u.got < u.size {
+		if err := s.restOfLiteral(up, &u); err != nil {
+			return err
+		}
+	}
+	if err := s.toClient([]byte(")\r\n")); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c := s.unit.cmd; c != nil && !holdsAll(c, u.head) {
+		c.Undelivered(u.uid)
+	}
+	s.unit = unit{}
+	return nil
+}
+
+// holdsAll reports whether a FETCH response that ends after its literal holds
+// all that was asked for.
+func holdsAll(c *imapsession.Cmd, head []byte) bool {
+	r := c.Args()
+	r.Set()
+	asked := strings.ToUpper(strings.Trim(string(r.Rest()), " ()"))
+	got := strings.ToUpper(string(head))
+	if i := strings.IndexByte(asked, '['); i >= 0 {
+		j := strings.LastIndexByte(asked, ']')
+		if j < i || strings.Contains(asked[i+1:j], "[") {
+			return false // several sections
+		}
+		asked = asked[:strings.LastIndexByte(asked[:i], ' ')+1] + strings.TrimLeft(asked[j+1:], "<.0123456789>")
+	}
+	for _, w := range strings.Fields(asked) {
+		if !strings.Contains(got, w+" ") {
+			return false
+		}
+	}
+	return true
+}
+
+// restOfLiteral fetches the section again, checks that it is the one of which
+// the client has the beginning, and forwards the rest.
+func (s *imapSession) restOfLiteral(up *upstream, u *unit) error {
+	ask := section(u.line)
+	if i := strings.IndexByte(ask, '<'); i >= 0 {
+		ask = strings.TrimSuffix(ask, ">") + fmt.Sprintf(".%d>", u.size)
+	}
+	if _, err := fmt.Fprintf(up.Conn, "UA4 UID FETCH %d (%s)\r\n", u.uid, ask); err != nil {
+		return err
+	}
+	found := false
+	for {
+		line, err := smtpwire.ReadLine(up.br, maxAnswer)
+		if err != nil {
+			return err
+		}
+		r := imapwire.ParseResponse([]byte(line))
+		if r.Tag == "UA4" {
+			break
+		}
+		lit := imapwire.ParseMarker([]byte(line + "\r\n"))
+		if r.Name != "FETCH" || !lit.Present {
+			continue
+		}
+		if found || lit.Size != u.size {
+			return fmt.Errorf("%w: section %s of UID %d has %d bytes, not %d", imapsession.ErrNotAdoptable, ask, u.uid, lit.Size, u.size)
+		}
+		found = true
+		h := crc32.New(castagnoli)
+		if _, err := io.CopyN(h, up.br, u.got); err != nil {
+			return err
+		}
+		if h.Sum32() != u.sum {
+			return fmt.Errorf("%w: section %s of UID %d differs", imapsession.ErrNotAdoptable, ask, u.uid)
+		}
+		n, err := io.CopyN(writerFunc(s.toClient), up.br, u.size-u.got)
+		s.mu.Lock()
+		// Should this upstream be lost as well: nothing is sent twice.
+		s.unit.got = u.got + n
+		s.unit.part = n < u.size-u.got
+		s.mu.Unlock()
+		if err != nil {
+			return err
+		}
+	}
+	if !found {
+		return fmt.Errorf("%w: UID %d is gone in the middle of its transfer", imapsession.ErrNotAdoptable, u.uid)
+	}
+	return nil
+}
+
+type writerFunc func([]byte) error
+
+func (f writerFunc) Write(p []byte) (int, error) {
+	if err := f(p); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// outcomes answers what the lost upstream had done, as far as that shows now.
+func (s *imapSession) outcomes(ctx context.Context, side Side) error {
+	s.mu.Lock()
+	pending := slices.Clone(s.track.Outstanding())
+	s.mu.Unlock()
+	for _, c := range pending {
+		if !c.Complete() || !strings.HasSuffix(c.Verb, "APPEND") && !strings.HasSuffix(c.Verb, "COPY") && !strings.HasSuffix(c.Verb, "MOVE") {
+			continue
+		}
+		s.mu.Lock()
+		sp := s.spools[c]
+		s.mu.Unlock()
+		code, done, err := s.p.opt.Tap.Outcome(ctx, s.account, c, sp, side)
+		if err != nil {
+			return err
+		}
+		if done {
+			s.mu.Lock()
+			delete(s.spools, c)
+			s.mu.Unlock()
+			if sp != nil {
+				sp.Discard()
+			}
+			if err := s.answer(c, "OK "+code+"Completed"); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// answer gives a command the answer that the lost upstream owes.
+func (s *imapSession) answer(c *imapsession.Cmd, status string) error {
+	s.mu.Lock()
+	s.track.Answer(c)
+	out := s.tellNews(c.Verb)
+	signal := s.waiting == c
+	if signal {
+		s.waiting = nil
+	}
+	s.mu.Unlock()
+	if signal {
+		s.proceed <- false
+	}
+	return s.toClient(append(out, c.Tag+" "+status+"\r\n"...))
+}
+
+// resend asks the new upstream for what the client is owed, and lets the client
+// go on.
+func (s *imapSession) resend(up *upstream) {
+	s.send.Lock()
+	defer s.send.Unlock()
+	s.up = up
+	s.mu.Lock()
+	pending := slices.Clone(s.track.Outstanding())
+	s.mu.Unlock()
+	for _, c := range pending {
+		s.mu.Lock()
+		c.Rerun = true
+		again := s.track.Again(c)
+		sp := s.spools[c]
+		idling := c.Verb == "IDLE" && c.Continued && !c.Ended
+		var told []byte
+		if idling {
+			told = s.tellNews(c.Verb)
+		}
+		s.mu.Unlock()
+		if again.Answer != "" {
+			_ = s.answer(c, again.Answer)
+			continue
+		}
+		_ = s.toClient(told)
+		if c.Complete() && !again.Message {
+			if b := s.replaceCommand(c); b != nil {
+				again.Before = b
+			} else if b, err := s.renumber(c, again.Before); err != nil {
+				_ = up.Close()
+				return
+			} else if b != nil {
+				again.Before = b
+			}
+		}
+		s.write(up, again.Before)
+		if again.Message && sp != nil {
+			body, err := sp.Bytes()
+			if err != nil {
+				_ = up.Close()
+				return
+			}
+			s.write(up, body)
+		}
+		s.write(up, again.After)
+	}
+	s.attached.Broadcast()
+}
+
+// tellNews returns what the client may be told now of its mailbox; mu is held.
+func (s *imapSession) tellNews(verb string) []byte {
+	if s.numbers.Same() && !s.news.exists && s.news.flags == nil || s.track.Box == nil {
+		return nil
+	}
+	var out []byte
+	if verb != "FETCH" && verb != "STORE" && verb != "SEARCH" {
+		for _, n := range s.numbers.Ghosts() {
+			s.track.Forget(int(n))
+			out = fmt.Appendf(out, "* %d EXPUNGE\r\n", n)
+		}
+	}
+	if s.news.exists {
+		out = fmt.Appendf(out, "* %d EXISTS\r\n", len(s.track.Box.View))
+	}
+	for _, f := range s.news.flags {
+		if i := slices.Index(s.track.Box.View, f.UID); i >= 0 {
+			out = fmt.Appendf(out, "* %d FETCH (UID %d FLAGS %s)\r\n", i+1, f.UID, imapwire.FormatFlags(f.Flags))
+		}
+	}
+	s.news = news{}
+	return out
+}
+
+// clientNumbers translates the number of an untagged response; mu is held. hide
+// tells that the response is about a message that the client does not count.
+func (s *imapSession) clientNumbers(line []byte) (out []byte, hide bool) {
+	if s.numbers.Same() || s.track.Opening() {
+		return nil, false
+	}
+	r := imapwire.ParseResponse(line)
+	n, ok := r.Num, true
+	switch r.Name {
+	case "EXISTS":
+		n = s.numbers.Exists(r.Num)
+	case "EXPUNGE":
+		n, ok = s.numbers.Expunge(r.Num)
+	case "FETCH":
+		n, ok = s.numbers.Client(r.Num)
+	case "SEARCH":
+		return s.clientSearch(r), false
+	default:
+		return nil, false
+	}
+	if !ok {
+		return nil, true
+	}
+	rest := line[len("* "):]
+	for len(rest) > 0 && rest[0] >= '0' && rest[0] <= '9' {
+		rest = rest[1:]
+	}
+	return append(fmt.Appendf(nil, "* %d", n), rest...), false
+}
+
+func (s *imapSession) clientSearch(r imapwire.Response) []byte {
+	if c := s.track.Oldest(); c == nil || c.Verb != "SEARCH" {
+		return nil
+	}
+	out := []byte("* SEARCH")
+	for _, f := range strings.Fields(string(r.Rest)) {
+		n, err := strconv.ParseUint(f, 10, 32)
+		if err != nil {
+			out = append(append(out, ' '), f...)
+		} else if m, ok := s.numbers.Client(uint32(n)); ok {
+			out = fmt.Appendf(out, " %d", m)
+		}
+	}
+	return append(out, "\r\n"...)
+}
+
+// renumber translates the numbers of a command; nil if there are none.
+func (s *imapSession) renumber(c *imapsession.Cmd, line []byte) ([]byte, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.numbers.Same() {
+		return nil, nil
+	}
+	switch c.Verb {
+	case "FETCH", "STORE", "COPY", "MOVE":
+	case "SEARCH":
+		if strings.Contains(strings.ToUpper(string(line)), "RETURN") || slices.ContainsFunc(strings.Fields(string(line))[1:], func(w string) bool { return strings.Trim(w, "0123456789:,*()") == "" }) {
+			return nil, errCut("The mailbox has changed; please open it again")
+		}
+		return nil, nil
+	default:
+		return nil, nil
+	}
+	if imapwire.Verb(line) != c.Verb {
+		return nil, nil // by UID by now
+	}
+	head := len(c.Tag) + 1 + len(c.Verb) + 1
+	r := imapwire.NewReader(line[head:])
+	set := r.Set()
+	if r.Err() != nil {
+		return nil, nil // production says what is wrong
+	}
+	nums, ok := s.numbers.Set(set)
+	if !ok {
+		return []byte(c.Tag + " NOOP\r\n"), nil
+	}
+	rest := line[len(line)-len(r.Rest())-2:]
+	return append(append(append([]byte(nil), line[:head]...), nums...), rest...), nil
+}

@@ -1,0 +1,412 @@
+package proxy
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"strconv"
+	"strings"
+	"time"
+
+	"understudy/snoop/imapsession"
+	"understudy/snoop/imapwire"
+)
+
+// unit is a response with literals that the client has got a part of.
+type unit struct {
+	open bool
+	cmd  *imapsession.Cmd
+	uid  uint32 // of a FETCH
+	line []byte // that announced the literal
+	head []byte // all lines so far
+	size int64
+	got  int64
+	sum  uint32 // CRC of what was got
+	part bool   // in the middle of a line
+	drop bool   // not for the client
+}
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// known reports whether the rest of the unit can be got from elsewhere.
+func (u *unit) known() bool { return !u.part && u.uid != 0 && section(u.line) != "" }
+
+// piece follows a piece of a unit.
+func (u *unit) piece(p imapwire.Piece, b []byte) {
+	switch p.Kind {
+	case imapwire.Part:
+		u.open, u.part = true, true
+	case imapwire.Body:
+		u.got += int64(p.N)
+		if u.uid != 0 {
+			u.sum = crc32.Update(u.sum, castagnoli, b)
+		}
+	case imapwire.Line:
+		u.part = false
+		if u.open = p.Lit.Present; !u.open {
+			u.head, u.line, u.uid, u.cmd, u.drop = nil, nil, 0, nil, false
+			return
+		}
+		u.line = bytes.Clone(b)
+		u.head = append(u.head, b...)
+		u.size, u.got, u.sum = p.Lit.Size, 0, 0
+	}
+}
+
+// section is the body section whose literal a line of a FETCH announces, as
+// one asks for it.
+func section(line []byte) string {
+	line = bytes.TrimRight(imapwire.TrimEOL(line), "0123456789{}+~ ")
+	up := strings.ToUpper(string(line))
+	for word, ask := range map[string]string{"RFC822.HEADER": "BODY.PEEK[HEADER]", "RFC822.TEXT": "BODY.PEEK[TEXT]", "RFC822": "BODY.PEEK[]"} {
+		if strings.HasSuffix(up, " "+word) || strings.HasSuffix(up, "("+word) {
+			return ask
+		}
+	}
+	i := strings.LastIndex(up, "BODY[")
+	if i < 0 || strings.ContainsAny(up[i:], "{}\"") || !strings.HasSuffix(up, "]") && !strings.HasSuffix(up, ">") {
+		return ""
+	}
+	return "BODY.PEEK" + up[i+len("BODY"):]
+}
+
+// fromServer is the upstream's pump.
+func (s *imapSession) fromServer(ctx context.Context, up *upstream) error {
+	sc := imapwire.Scanner{Side: imapwire.Server}
+	var win window
+	src := &buffered{up.Conn, up.br}
+	for {
+		if err := s.units(ctx, up, &sc, &win); err != nil {
+			return err
+		}
+		if err := win.fill(src); err != nil {
+			return err
+		}
+	}
+}
+
+// units follows and forwards what the window holds. What was followed is
+// forwarded, whatever comes then.
+func (s *imapSession) units(ctx context.Context, up *upstream, sc *imapwire.Scanner, win *window) (err error) {
+	from := win.r
+	flush := func() error {
+		out := win.b[from:win.r]
+		from = win.r
+		return s.forward(out)
+	}
+	defer func() {
+		if ferr := flush(); err == nil {
+			err = ferr
+		}
+	}()
+	for win.r < win.w {
+		b := win.b[win.r:win.w]
+		piece, err := sc.Next(b)
+		if err != nil {
+			return err
+		}
+		if piece.Kind == imapwire.More {
+			if !win.full() {
+				return nil
+			}
+			if piece = sc.Long(b); piece.N == 0 {
+				return nil
+			}
+		}
+		b = b[:piece.N]
+		v := verdict{}
+		if piece.Kind != imapwire.Body && piece.First {
+			if v, err = s.serverUnit(ctx, up, b, flush); err != nil {
+				return err
+			}
+		}
+		drop := s.unit.drop || v.drop
+		if piece.Kind != imapwire.Line || piece.Lit.Present || s.unit.open {
+			s.mu.Lock()
+			s.unit.piece(piece, b)
+			s.unit.drop = s.unit.open && drop
+			s.mu.Unlock()
+		}
+		if drop || v.line != nil || v.before != nil {
+			if err := flush(); err != nil {
+				return err
+			}
+			if err := s.forward(v.before); err != nil {
+				return err
+			}
+			if v.line == nil && !drop {
+				v.line = b
+			}
+			if err := s.forward(v.line); err != nil {
+				return err
+			}
+			from += piece.N
+		}
+		win.r += piece.N
+	}
+	return nil
+}
+
+func (s *imapSession) forward(b []byte) error {
+	if len(b) == 0 {
+		return nil
+	}
+	return s.toClient(b)
+}
+
+// Reasons for which a session ends that are nobody's fault.
+var (
+	// errUnsettled ends a session whose last change could not be made durable; it
+	// gets no OK.
+	errUnsettled = errors.New("change is not durable")
+	// errLogout is production ending a session by its own rules.
+	errLogout = errors.New("production ended the session")
+)
+
+// verdict is what becomes of a unit's first line: dropped, replaced by line,
+// or, with both nil and false, forwarded as it is. before goes ahead of it.
+type verdict struct {
+	before, line []byte
+	drop         bool
+}
+
+// serverUnit follows the first line of a unit. flush forwards what came before.
+func (s *imapSession) serverUnit(ctx context.Context, up *upstream, line []byte, flush func() error) (verdict, error) {
+	var v verdict
+	production := up.lease.Side == Production
+	s.mu.Lock()
+	moved, hide := s.clientNumbers(line)
+	if hide {
+		s.mu.Unlock()
+		return verdict{drop: true}, nil
+	}
+	if moved != nil {
+		line, v.line = moved, moved
+	}
+	oldest := s.track.Oldest()
+	ev := s.track.Server(line)
+	box := s.track.Box
+	sp := s.spools[ev.Cmd]
+	delete(s.spools, ev.Cmd)
+	signal := s.waiting != nil && (ev.Resp.Tag == "+" || ev.Cmd == s.waiting)
+	if signal {
+		s.waiting = nil
+	}
+	if ev.Resp.Tag == "+" && oldest != nil {
+		v.drop = oldest.Verb == "IDLE" && oldest.Continued && !signal
+		s.continued(oldest)
+	}
+	s.unit.uid, s.unit.cmd = 0, nil
+	if ev.Resp.Name == "FETCH" && box != nil && ev.Resp.Num > 0 && int(ev.Resp.Num) <= len(box.View) {
+		s.unit.uid, s.unit.cmd = box.View[ev.Resp.Num-1], oldest
+	}
+	if ev.Selected {
+		s.numbers, s.news = imapsession.Numbers{}, news{}
+	}
+	bye, heard := s.bye, s.heard
+	s.mu.Unlock()
+	if sp != nil {
+		defer sp.Discard()
+	}
+	if ev.Resp.Name == "BYE" && ev.Resp.Tag == "*" && !bye {
+		if production && time.Since(heard) > autologout {
+			_ = flush()
+			_ = s.toClient(line)
+			return v, errLogout
+		}
+		// A dying server's; whether the client must know is not its to say.
+		return v, errors.New("upstream said BYE " + string(ev.Resp.Rest))
+	}
+	if ev.Hint && box != nil && production {
+		s.p.opt.Tap.Hint(s.account, box.Name)
+	}
+	if ev.Selected {
+		s.seed(up, ev.Cmd.Mailbox)
+	}
+	if again := doneBefore(&ev); again != nil {
+		v.line = again
+	}
+	if production && ev.Cmd != nil && ev.Resp.Name == "OK" && changes(ev.Cmd.Verb) {
+		if err := flush(); err != nil {
+			return v, err
+		}
+		if err := s.p.opt.Tap.Settle(ctx, s.account, ev.Cmd, ev.Resp, sp); err != nil {
+			return v, s.unsettled(ctx, ev.Cmd, err)
+		}
+	}
+	if out := s.rewrite(ev, line, production); out != nil {
+		v.line = out
+	}
+	if signal {
+		s.proceed <- ev.Resp.Tag == "+"
+	}
+	if ev.Cmd != nil {
+		s.mu.Lock()
+		v.before = s.tellNews(ev.Cmd.Verb)
+		s.mu.Unlock()
+		select {
+		case s.calm <- struct{}{}:
+		default:
+		}
+	}
+	return v, nil
+}
+
+// continued notes that the client is told "+"; mu is held.
+func (s *imapSession) continued(oldest *imapsession.Cmd) {
+	if c := s.track.Current(); c != nil {
+		c.Continued = true
+		return
+	}
+	oldest.Continued = true
+}
+
+// unsettled decides about a command that production accepted and that could
+// not be made durable: once it is asked of whoever answers next, if that is
+// because production was lost meanwhile.
+func (s *imapSession) unsettled(ctx context.Context, c *imapsession.Cmd, err error) error {
+	if !c.Rerun && !c.Message && (ctx.Err() != nil || s.p.opt.Gate.Failing()) {
+		s.mu.Lock()
+		s.track.Reopen(c)
+		s.mu.Unlock()
+		return fmt.Errorf("%s waits for another upstream: %w", c.Verb, err)
+	}
+	s.p.opt.Log.Error("an accepted change could not be made durable; the session ends without its OK",
+		"account", s.account, "command", c.Verb, "err", err)
+	return errors.Join(errUnsettled, err)
+}
+
+// doneBefore makes an OK of the refusal of a command that the lost upstream had
+// done already. It returns the line that the client gets.
+func doneBefore(ev *imapsession.Event) []byte {
+	if ev.Cmd == nil || !ev.Cmd.Rerun || ev.Resp.Name != "NO" {
+		return nil
+	}
+	code := ev.Resp.Code
+	switch ev.Cmd.Verb {
+	case "CREATE":
+		if code != "ALREADYEXISTS" {
+			return nil
+		}
+	case "DELETE":
+		if code != "NONEXISTENT" {
+			return nil
+		}
+	case "RENAME":
+		if code != "NONEXISTENT" && code != "ALREADYEXISTS" {
+			return nil
+		}
+	default:
+		return nil
+	}
+	ev.Resp.Name, ev.Resp.Code = "OK", ""
+	return []byte(ev.Cmd.Tag + " OK Completed\r\n")
+}
+
+// changes reports whether a command, once accepted, changed the store.
+func changes(verb string) bool {
+	switch verb {
+	case "APPEND", "STORE", "UID STORE", "COPY", "UID COPY", "MOVE", "UID MOVE", "EXPUNGE", "UID EXPUNGE", "CLOSE",
+		"CREATE", "DELETE", "RENAME", "SUBSCRIBE", "UNSUBSCRIBE":
+		return true
+	}
+	return false
+}
+
+// seed gives the tracker the view of a mailbox that the replica knows.
+func (s *imapSession) seed(up *upstream, mailbox string) {
+	s.mu.Lock()
+	box := s.track.Box
+	st := BoxState{UIDValidity: box.UIDValidity, UIDNext: box.UIDNext, Exists: len(box.View)}
+	s.mu.Unlock()
+	shown := s.shown(up, mailbox, st.UIDValidity)
+	uids, modseq, ok := s.p.opt.Tap.View(s.account, mailbox, st)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.track.Box != box {
+		return
+	}
+	box.Shown = shown
+	if ok {
+		box.ModSeq = modseq
+		s.track.Seed(uids)
+	}
+}
+
+// shown is the UIDVALIDITY that clients see of a mailbox.
+func (s *imapSession) shown(up *upstream, mailbox string, validity uint32) uint32 {
+	if up.lease.Side == Production {
+		if v := s.p.opt.Tap.Virtual(s.account, mailbox); v != 0 {
+			return v
+		}
+	}
+	return validity
+}
+
+// rewrite returns a line with its capability list cut, and its UIDVALIDITY
+// replaced; nil if it stays.
+func (s *imapSession) rewrite(ev imapsession.Event, line []byte, production bool) []byte {
+	r := &ev.Resp
+	if !production {
+		return nil
+	}
+	if r.Name == "CAPABILITY" && r.Tag == "*" {
+		return []byte("* CAPABILITY " + cutCaps(strings.Fields(string(r.Rest)), s.p.opt.Caps) + "\r\n")
+	}
+	if r.Code == "CAPABILITY" {
+		return []byte(r.Tag + " " + r.Name + " [CAPABILITY " + cutCaps(strings.Fields(string(r.Arg)), s.p.opt.Caps) + "] " + string(r.Rest) + "\r\n")
+	}
+	word, mailbox := "", ""
+	switch {
+	case r.Code == "UIDVALIDITY", r.Code == "APPENDUID", r.Code == "COPYUID":
+		word, mailbox = "["+r.Code+" ", s.concerned(ev)
+	case r.Name == "STATUS":
+		word, mailbox = "UIDVALIDITY ", imapwire.NewReader(r.Rest).Mailbox()
+	}
+	if mailbox == "" {
+		return nil
+	}
+	if v := s.p.opt.Tap.Virtual(s.account, mailbox); v != 0 {
+		return replaceNumber(line, word, v)
+	}
+	return nil
+}
+
+// concerned is the mailbox whose UIDVALIDITY a response code tells.
+func (s *imapSession) concerned(ev imapsession.Event) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := ev.Cmd
+	if out := s.track.Outstanding(); c == nil && len(out) > 0 {
+		c = out[0]
+	}
+	switch {
+	case c == nil:
+	case ev.Resp.Code == "COPYUID":
+		r := c.Args()
+		r.Set()
+		r.SP()
+		return r.Mailbox()
+	case c.Verb == "SELECT", c.Verb == "EXAMINE", c.Verb == "APPEND":
+		return c.Mailbox
+	}
+	return ""
+}
+
+// replaceNumber replaces the number behind the last occurrence of word.
+func replaceNumber(line []byte, word string, with uint32) []byte {
+	i := bytes.LastIndex(bytes.ToUpper(line), []byte(word))
+	if i < 0 {
+		return nil
+	}
+	i += len(word)
+	j := i
+	for j < len(line) && line[j] >= '0' && line[j] <= '9' {
+		j++
+	}
+	out := append([]byte(nil), line[:i]...)
+	out = strconv.AppendUint(out, uint64(with), 10)
+	return append(out, line[j:]...)
+}

@@ -1,0 +1,304 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"understudy/replica/row"
+	"understudy/snoop/imapsession"
+)
+
+// A peer that takes nothing for writeLimit is gone. The deadline is set anew
+// every writeRenew only, since most writes are small.
+const (
+	writeLimit = 6 * time.Minute
+	writeRenew = time.Minute
+)
+
+// Limits of a session between two upstreams.
+const (
+	// parkLimit is how long a session waits for anybody to answer: clients give
+	// up first.
+	parkLimit = 30 * time.Minute
+	// autologout is after how long without a word of the client production's
+	// BYE is its own affair (RFC 9051 section 5.4).
+	autologout = 29 * time.Minute
+	// goneLimit is how long production may still answer a client that sends no more.
+	goneLimit = time.Minute
+)
+
+// upstream is one session with whoever answers, production or the standby.
+type upstream struct {
+	*imapConn
+	lease Lease
+	lost  chan struct{} // closed when nothing more is read from it
+	ended chan struct{} // of the standby's server: it does nothing any more
+}
+
+// shut closes the connection, and returns when nothing is done behind it.
+func (u *upstream) shut() {
+	_ = u.Close()
+	if u.ended != nil {
+		<-u.ended
+	}
+}
+
+// imapSession is a session after login. Its upstream can be replaced at any
+// moment: what the client is still owed is asked of the next one.
+//
+// The client's pump and carry are the two goroutines. send guards which
+// upstream is in use and what is written to it, from the moment that a command
+// is followed until it is sent; mu guards what both goroutines follow. send is
+// taken before mu.
+type imapSession struct {
+	p       *Proxy
+	account string
+	login   Login
+	who     Client
+	caps    []string // shown after login
+	client  net.Conn
+
+	send     sync.Mutex
+	attached *sync.Cond // on send: up or over changed
+	up       *upstream  // nil: none takes commands
+	over     bool       // the session ends
+	upDue    time.Time  // when the write deadline was last set
+
+	mu      sync.Mutex
+	track   *imapsession.Tracker
+	numbers imapsession.Numbers
+	news    news
+	spools  map[*imapsession.Cmd]row.Spool
+	waiting *imapsession.Cmd // the client pump waits for its continuation
+	bye     bool             // LOGOUT was seen
+	gone    bool             // the client sends no more
+	heard   time.Time        // of the client
+	unit    unit
+
+	proceed chan bool     // outcome of waiting; never more than one is due
+	calm    chan struct{} // a command was answered
+	ended   chan struct{}
+
+	wmu       sync.Mutex // writes to the client
+	clientDue time.Time
+}
+
+func newIMAPSession(p *Proxy, account string, l Login, who Client, client net.Conn) *imapSession {
+	s := &imapSession{p: p, account: account, login: l, who: who, client: client, track: imapsession.New(account), heard: time.Now(),
+		spools: map[*imapsession.Cmd]row.Spool{}, proceed: make(chan bool, 1), calm: make(chan struct{}, 1), ended: make(chan struct{})}
+	s.attached = sync.NewCond(&s.send)
+	return s
+}
+
+// run carries the session until the client ends it, or nobody can go on with it.
+func (s *imapSession) run(ctx context.Context, first *upstream) {
+	var wg sync.WaitGroup
+	ctx, cancel := context.WithCancel(ctx)
+	wg.Go(func() {
+		err := s.fromClient()
+		s.p.opt.Log.Debug("client side ended", "account", s.account, "err", err)
+		if cut := errCut(""); errors.As(err, &cut) {
+			_ = s.toClient([]byte("* BYE " + cut.Error() + "\r\n"))
+		}
+		s.mu.Lock()
+		s.gone = true
+		s.mu.Unlock()
+		s.leave()
+		cancel()
+	})
+	for up := first; up != nil; up = s.next(ctx) {
+		err := s.carry(ctx, up)
+		s.p.opt.Log.Debug("upstream ended", "account", s.account, "side", up.lease.Side, "err", err)
+		if ctx.Err() != nil || s.goodbye() {
+			break
+		}
+		if err = s.mayGoOn(err); err != nil {
+			s.p.opt.Log.Info("session is closed and not continued", "account", s.account, "client", s.who.Addr, "why", err)
+			_ = s.toClient([]byte("* BYE Please log in again\r\n"))
+			break
+		}
+	}
+	cancel()
+	s.send.Lock()
+	s.over = true
+	s.attached.Broadcast()
+	s.send.Unlock()
+	close(s.ended)
+	_ = s.client.Close()
+	wg.Wait()
+	for _, sp := range s.spools {
+		sp.Discard()
+	}
+}
+
+// mayGoOn tells why a session must not be continued with another upstream.
+func (s *imapSession) mayGoOn(err error) error {
+	if errors.Is(err, errUnsettled) || errors.Is(err, errLogout) {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.unit.open && !s.unit.known() {
+		return fmt.Errorf("%w: in the middle of %.40q", imapsession.ErrNotAdoptable, s.unit.line)
+	}
+	return s.track.Adoptable()
+}
+
+// leave lets the upstream answer what the client has sent before it ended.
+func (s *imapSession) leave() {
+	s.send.Lock()
+	up := s.up
+	s.send.Unlock()
+	if up == nil {
+		return
+	}
+	s.drain(up, goneLimit)
+	_ = up.Close()
+}
+
+// drain waits until all complete commands but IDLE are answered.
+func (s *imapSession) drain(up *upstream, limit time.Duration) {
+	end := time.NewTimer(limit)
+	defer end.Stop()
+	for {
+		s.mu.Lock()
+		open := s.unit.open
+		for _, c := range s.track.Outstanding() {
+			open = open || c.Complete() && c.Verb != "IDLE"
+		}
+		s.mu.Unlock()
+		if !open {
+			return
+		}
+		select {
+		case <-s.calm:
+		case <-end.C:
+			return
+		case <-up.lost:
+			return
+		}
+	}
+}
+
+// carry moves bytes both ways until the upstream is lost or has to be left.
+func (s *imapSession) carry(ctx context.Context, up *upstream) error {
+	var wg sync.WaitGroup
+	work, cancel := context.WithCancel(ctx)
+	wg.Go(func() {
+		select {
+		case <-up.lease.Revoked:
+			s.retire(up)
+			cancel()
+		case <-work.Done():
+		}
+		_ = up.Close()
+	})
+	wg.Go(func() { s.resend(up) })
+	err := s.fromServer(work, up)
+	lost := work.Err() == nil && up.lease.Side == Production
+	close(up.lost)
+	cancel()
+	up.shut()
+	wg.Wait()
+	s.send.Lock()
+	s.up = nil
+	s.send.Unlock()
+	s.mu.Lock()
+	s.track.Lost()
+	lost = lost && !s.gone && !s.bye
+	for _, c := range s.track.Outstanding() {
+		if up.lease.Side == Production && changes(c.Verb) && c.Complete() {
+			s.p.opt.Tap.Unanswered(s.account, c)
+		}
+	}
+	s.mu.Unlock()
+	up.lease.Release()
+	if lost {
+		s.p.opt.Gate.Trouble(err)
+	}
+	return err
+}
+
+// retire leaves an upstream at a command boundary, or at once if the lease has
+// no patience.
+func (s *imapSession) retire(up *upstream) {
+	patience := up.lease.patience()
+	if patience <= 0 {
+		return
+	}
+	cut := time.AfterFunc(patience, func() { _ = up.Close() })
+	defer cut.Stop()
+	s.send.Lock()
+	if s.up == up {
+		s.up = nil
+	}
+	s.send.Unlock()
+	s.drain(up, patience)
+}
+
+// goodbye ends a session that has logged out.
+func (s *imapSession) goodbye() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.bye {
+		return s.gone
+	}
+	for _, c := range s.track.Outstanding() {
+		if c.Verb == "LOGOUT" {
+			_ = s.toClient([]byte("* BYE Logging out\r\n" + c.Tag + " OK Logout completed\r\n"))
+		}
+	}
+	return true
+}
+
+// errCut tells a client why its session is ended.
+type errCut string
+
+func (e errCut) Error() string { return string(e) }
+
+func (s *imapSession) toClient(b []byte) error {
+	s.wmu.Lock()
+	defer s.wmu.Unlock()
+	if now := time.Now(); now.Sub(s.clientDue) > writeRenew {
+		s.clientDue = now
+		_ = s.client.SetWriteDeadline(now.Add(writeLimit))
+	}
+	if _, err := s.client.Write(b); err != nil {
+		return errClient{err}
+	}
+	return nil
+}
+
+// errClient marks errors of the client's connection.
+type errClient struct{ error }
+
+func (e errClient) Unwrap() error { return e.error }
+
+// write sends to an upstream; send is held. What cannot be sent is asked of the
+// next upstream.
+func (s *imapSession) write(up *upstream, b []byte) {
+	if len(b) == 0 || s.up != up {
+		return
+	}
+	if now := time.Now(); now.Sub(s.upDue) > writeRenew {
+		s.upDue = now
+		_ = up.SetWriteDeadline(now.Add(writeLimit))
+	}
+	if _, err := up.Write(b); err != nil {
+		s.up = nil
+		_ = up.Close()
+	}
+}
+
+// hold takes send and waits for an upstream; nil when the session is over.
+func (s *imapSession) hold() *upstream {
+	s.send.Lock()
+	for s.up == nil && !s.over {
+		s.attached.Wait()
+	}
+	return s.up
+}

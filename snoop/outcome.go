@@ -1,0 +1,172 @@
+package snoop
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+
+	"understudy/replica/row"
+	"understudy/snoop/imapsession"
+	"understudy/snoop/imapwire"
+)
+
+// View returns the UIDs of a mailbox, and the replica's MODSEQ, if the replica
+// holds it with this UIDVALIDITY, UIDNEXT and number of messages.
+func (c *Cache) View(account, mailbox string, validity, next uint32, exists int) (uids []uint32, modseq uint64, ok bool) {
+	sn, err := c.opt.Replica.Snapshot(account, mailbox)
+	if err != nil || !sn.Synced && !sn.Born || sn.OnProduction() != validity && sn.UIDValidity != validity || sn.UIDNext != next || len(sn.UIDs) != exists {
+		return nil, 0, false
+	}
+	return sn.UIDs, sn.ModSeq, true
+}
+
+// Changes returns the messages whose flags changed after a MODSEQ of the replica.
+func (c *Cache) Changes(account, mailbox string, since uint64) []row.FlagsOf {
+	sn, err := c.opt.Replica.Snapshot(account, mailbox)
+	if err != nil {
+		return nil
+	}
+	var out []row.FlagsOf
+	for _, m := range sn.Rows {
+		if m.ModSeq > since {
+			out = append(out, row.FlagsOf{UID: m.UID, Flags: m.Flags})
+		}
+	}
+	return out
+}
+
+// Mark returns the UID that the next message of a mailbox gets, as far as the
+// replica knows.
+func (c *Cache) Mark(account, mailbox string) uint32 {
+	sn, err := c.opt.Replica.Snapshot(account, mailbox)
+	if err != nil {
+		return 0
+	}
+	return sn.UIDNext
+}
+
+// Outcome finds out whether an APPEND, COPY or MOVE that production did not
+// answer was done, and returns the response code of its OK, with a space behind
+// it. production tells that production is there to be asked; a MOVE that it did
+// by half is then finished. What cannot be told from its content was not done.
+func (c *Cache) Outcome(ctx context.Context, account string, cmd *imapsession.Cmd, sp row.Spool, production bool) (code string, done bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, syncLimit)
+	defer cancel()
+	if cmd.Verb == "APPEND" {
+		if cmd.Extra || sp == nil {
+			return "", false, nil
+		}
+		return c.outcomeOfAppend(ctx, account, cmd, sp, production)
+	}
+	r := cmd.Args()
+	r.Set()
+	r.SP()
+	to := r.Mailbox()
+	if r.Err() != nil || cmd.Unknown || len(cmd.UIDs) == 0 {
+		return "", false, nil
+	}
+	before, err := c.opt.Replica.Snapshot(account, cmd.Mailbox)
+	if err != nil {
+		return "", false, nil
+	}
+	if production {
+		if err := errors.Join(c.opt.Syncer.SyncMailbox(ctx, account, cmd.Mailbox), c.opt.Syncer.SyncMailbox(ctx, account, to)); err != nil {
+			return "", false, err
+		}
+	}
+	dst, err := c.opt.Replica.Snapshot(account, to)
+	if err != nil {
+		return "", false, nil // no such mailbox: nothing was copied
+	}
+	var src, copies []uint32
+	for _, uid := range cmd.UIDs {
+		m := before.Find(uid)
+		if m == nil {
+			continue
+		}
+		if u := c.arrived(account, dst, cmd.Mark, m.Ref, copies); u != 0 {
+			src, copies = append(src, uid), append(copies, u)
+		}
+	}
+	if len(copies) == 0 {
+		return "", false, nil
+	}
+	if strings.HasSuffix(cmd.Verb, "MOVE") && production {
+		now, err := c.opt.Replica.Snapshot(account, cmd.Mailbox)
+		if err != nil {
+			return "", false, err
+		}
+		half := slices.DeleteFunc(slices.Clone(src), func(u uint32) bool { return now.Find(u) == nil })
+		if len(half) > 0 {
+			err = errors.Join(c.opt.Syncer.Expunge(ctx, account, cmd.Mailbox, half), c.opt.Syncer.SyncMailbox(ctx, account, cmd.Mailbox))
+		}
+		// What is left is moved by the command itself.
+		return "", false, err
+	}
+	return fmt.Sprintf("[COPYUID %d %s %s] ", dst.UIDValidity, imapwire.FormatOrdered(src), imapwire.FormatOrdered(copies)), len(copies) == len(cmd.UIDs), nil
+}
+
+func (c *Cache) outcomeOfAppend(ctx context.Context, account string, cmd *imapsession.Cmd, sp row.Spool, production bool) (string, bool, error) {
+	ref, err := sp.Commit()
+	if err != nil {
+		return "", false, err
+	}
+	if production {
+		if err := c.opt.Syncer.SyncMailbox(ctx, account, cmd.Mailbox); err != nil {
+			if _, none := c.opt.Replica.Snapshot(account, cmd.Mailbox); none != nil {
+				return "", false, nil
+			}
+			return "", false, err
+		}
+	}
+	sn, err := c.opt.Replica.Snapshot(account, cmd.Mailbox)
+	if err != nil {
+		return "", false, nil
+	}
+	uid := c.arrived(account, sn, cmd.Mark, ref, nil)
+	if uid == 0 {
+		return "", false, nil
+	}
+	c.told.add(account, cmd.Mailbox, uid)
+	return fmt.Sprintf("[APPENDUID %d %d] ", sn.UIDValidity, uid), true, nil
+}
+
+// arrived finds a message that production stored since a command was seen, and
+// that nobody was told to be his.
+func (c *Cache) arrived(account string, sn *row.Snapshot, mark uint32, ref row.Ref, but []uint32) uint32 {
+	for _, m := range sn.Rows {
+		if m.UID >= mark && m.Ref == ref && !m.Fresh && !slices.Contains(but, m.UID) && !c.told.has(account, sn.Name, m.UID) {
+			return m.UID
+		}
+	}
+	return 0
+}
+
+// told remembers the last messages that clients were told to be theirs, so that
+// of two equal ones none counts for both.
+type told struct {
+	mu   sync.Mutex
+	list [1024]toldUID
+	n    int
+}
+
+type toldUID struct {
+	account, mailbox string
+	uid              uint32
+}
+
+func (t *told) add(account, mailbox string, uid uint32) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.list[t.n%len(t.list)] = toldUID{account, mailbox, uid}
+	t.n++
+}
+
+func (t *told) has(account, mailbox string, uid uint32) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return slices.Contains(t.list[:], toldUID{account, mailbox, uid})
+}

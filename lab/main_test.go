@@ -83,15 +83,19 @@ func newBox(t *testing.T, s *site.Site, settings map[string]string) *site.Box {
 			i := strings.Index(l, "DATA RACE")
 			t.Errorf("the race detector found: %s", l[i:min(len(l), i+4000)])
 		}
-		if t.Failed() {
-			var l []string
-			for line := range strings.Lines(b.Log()) {
-				if !strings.Contains(line, "level=DEBUG") && len(l) < 200 {
-					l = append(l, line[:min(len(line), 600)])
-				}
-			}
-			t.Logf("log of understudy:\n%s", strings.Join(l, ""))
+		if !t.Failed() {
+			return
 		}
+		if dir := os.Getenv("UNDERSTUDY_LOGS"); dir != "" {
+			_ = os.WriteFile(filepath.Join(dir, strings.ReplaceAll(t.Name(), "/", "_")+".log"), []byte(b.Log()), 0o600)
+		}
+		var l []string
+		for line := range strings.Lines(b.Log()) {
+			if !strings.Contains(line, "level=DEBUG") && !strings.Contains(line, "task is tried again") {
+				l = append(l, line[:min(len(line), 300)])
+			}
+		}
+		t.Logf("the last lines of understudy's log (UNDERSTUDY_LOGS=dir keeps all):\n%s", strings.Join(l[max(0, len(l)-40):], ""))
 	})
 	return b
 }

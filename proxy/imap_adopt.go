@@ -30,7 +30,7 @@ type news struct {
 }
 
 // standby makes the standby the upstream.
-func (s *imapSession) standby(ctx context.Context, lease Lease) *upstream {
+func (s *imapSession) standby(lease Lease) *upstream {
 	s.p.banner.mu.RLock()
 	caps := s.p.banner.caps
 	s.p.banner.mu.RUnlock()
@@ -39,7 +39,7 @@ func (s *imapSession) standby(ctx context.Context, lease Lease) *upstream {
 		lost: make(chan struct{}), ended: make(chan struct{})}
 	s.p.far.Go(func() {
 		defer close(up.ended)
-		err := s.p.opt.IMAP.ServeIMAP(ctx, far, s.account, caps)
+		err := s.p.opt.IMAP.ServeIMAP(s.life, far, s.account, caps)
 		_ = far.Close()
 		s.p.opt.Log.Debug("standby session", "account", s.account, "err", err)
 	})
@@ -79,29 +79,24 @@ func (s *imapSession) next(ctx context.Context) *upstream {
 
 // attach makes an upstream and brings it to the session's state.
 func (s *imapSession) attach(ctx context.Context, lease Lease) (up *upstream, err error) {
+	work, cancel := leaseContext(ctx, lease)
+	defer cancel()
 	if lease.Side == Standby {
-		up = s.standby(ctx, lease)
-	} else if up, err = s.relogin(ctx, lease); err != nil {
+		up = s.standby(lease)
+	} else if up, err = s.relogin(work, lease); err != nil {
 		return nil, err
 	}
-	stop := make(chan struct{})
-	s.p.far.Go(func() {
-		select {
-		case <-ctx.Done():
-		case <-lease.Revoked:
-		case <-stop:
-			return
-		}
-		_ = up.Close()
-	})
+	stop := context.AfterFunc(work, func() { _ = up.Close() })
 	_ = up.SetDeadline(time.Now().Add(answerTimeout))
 	if err = s.restore(up); err == nil {
 		err = s.finishUnit(up)
 	}
 	if err == nil {
-		err = s.outcomes(ctx, lease.Side)
+		err = s.outcomes(work, lease.Side)
 	}
-	close(stop)
+	if !stop() && err == nil {
+		err = errLost
+	}
 	if err != nil {
 		up.shut()
 		return nil, err
@@ -118,8 +113,6 @@ func (s *imapSession) relogin(ctx context.Context, lease Lease) (*upstream, erro
 		return nil, ctx.Err()
 	}
 	defer func() { <-s.p.again }()
-	ctx, cancel := context.WithTimeout(ctx, s.p.opt.Target.timeout())
-	defer cancel()
 	logins := []Login{s.login}
 	if s.p.opt.Master != nil {
 		logins = append(logins, s.p.opt.Master(s.account))
@@ -169,15 +162,16 @@ func (s *imapSession) restore(up *upstream) error {
 	if err != nil {
 		return err
 	}
-	if err := box.Fill(uids); err != nil {
+	filled, err := box.Fill(uids)
+	if err != nil {
 		return err
 	}
 	var fresh []uint32
 	s.numbers, fresh = imapsession.NewNumbers(box.View, uids)
 	s.track.Grow(fresh)
 	s.news = news{exists: len(fresh) > 0}
-	if box.ModSeq > 0 && modseq > box.ModSeq {
-		s.news.flags = s.p.opt.Tap.Changes(s.account, box.Name, box.ModSeq)
+	if box.ModSeq > 0 && modseq > box.ModSeq || len(filled) > 0 {
+		s.news.flags = s.p.opt.Tap.Changes(s.account, box.Name, box.ModSeq, filled)
 	}
 	box.UIDValidity, box.UIDNext = st.UIDValidity, st.UIDNext
 	if modseq > 0 {
@@ -371,6 +365,7 @@ func (s *imapSession) outcomes(ctx context.Context, side Side) error {
 		if err != nil {
 			return err
 		}
+		s.p.opt.Log.Debug("outcome of a command without an answer", "account", s.account, "tag", c.Tag, "command", c.Verb, "done", done, "code", code, "side", side)
 		if done {
 			s.mu.Lock()
 			delete(s.spools, c)
@@ -422,6 +417,7 @@ func (s *imapSession) resend(up *upstream) {
 			told = s.tellNews(c.Verb)
 		}
 		s.mu.Unlock()
+		s.p.opt.Log.Debug("asked again", "account", s.account, "tag", c.Tag, "command", c.Verb, "uids", c.UIDs, "side", up.lease.Side, "answer", again.Answer)
 		if again.Answer != "" {
 			_ = s.answer(c, again.Answer)
 			continue

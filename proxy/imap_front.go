@@ -226,7 +226,10 @@ func (f *front) enterStandby(ctx context.Context, tag string, l Login, lease Lea
 	f.write("%s OK [CAPABILITY %s] Logged in", tag, strings.Join(caps, " "))
 	_ = f.conn.SetDeadline(time.Time{})
 	s := f.session(account, l)
-	return func(ctx context.Context) { s.run(ctx, s.standby(ctx, lease)) }, nil
+	return func(ctx context.Context) {
+		s.life = ctx
+		s.run(ctx, s.standby(lease))
+	}, nil
 }
 
 func (f *front) who() Client {
@@ -252,7 +255,7 @@ func (b *buffered) Read(p []byte) (int, error) {
 
 func (f *front) enterProduction(ctx context.Context, tag string, l Login, lease Lease) (func(context.Context), error) {
 	t := f.p.opt.Target
-	dctx, cancel := context.WithTimeout(ctx, t.timeout())
+	dctx, cancel := leaseContext(ctx, lease)
 	defer cancel()
 	up, r, err := t.loginIMAP(dctx, f.who(), l)
 	if up != nil {

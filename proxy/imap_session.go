@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -61,6 +62,7 @@ type imapSession struct {
 	who     Client
 	caps    []string // shown after login
 	client  net.Conn
+	life    context.Context // of the session, and of what stands in for production
 
 	send     sync.Mutex
 	attached *sync.Cond // on send: up or over changed
@@ -98,6 +100,7 @@ func newIMAPSession(p *Proxy, account string, l Login, who Client, client net.Co
 func (s *imapSession) run(ctx context.Context, first *upstream) {
 	var wg sync.WaitGroup
 	ctx, cancel := context.WithCancel(ctx)
+	s.life = ctx
 	wg.Go(func() {
 		err := s.fromClient()
 		s.p.opt.Log.Debug("client side ended", "account", s.account, "err", err)
@@ -111,6 +114,7 @@ func (s *imapSession) run(ctx context.Context, first *upstream) {
 		cancel()
 	})
 	for up := first; up != nil; up = s.next(ctx) {
+		began := time.Now()
 		err := s.carry(ctx, up)
 		s.p.opt.Log.Debug("upstream ended", "account", s.account, "side", up.lease.Side, "err", err)
 		if ctx.Err() != nil || s.goodbye() {
@@ -120,6 +124,9 @@ func (s *imapSession) run(ctx context.Context, first *upstream) {
 			s.p.opt.Log.Info("session is closed and not continued", "account", s.account, "client", s.who.Addr, "why", err)
 			_ = s.toClient([]byte("* BYE Please log in again\r\n"))
 			break
+		}
+		if time.Since(began) < retryPause {
+			time.Sleep(retryPause) // it is of no use yet
 		}
 	}
 	cancel()
@@ -156,20 +163,17 @@ func (s *imapSession) leave() {
 	if up == nil {
 		return
 	}
-	s.drain(up, goneLimit)
+	s.drain(up, goneLimit, func(c *imapsession.Cmd) bool { return c.Verb != "IDLE" })
 	_ = up.Close()
 }
 
-// drain waits until all complete commands but IDLE are answered.
-func (s *imapSession) drain(up *upstream, limit time.Duration) {
+// drain waits until all complete commands that matter are answered.
+func (s *imapSession) drain(up *upstream, limit time.Duration, matters func(*imapsession.Cmd) bool) {
 	end := time.NewTimer(limit)
 	defer end.Stop()
 	for {
 		s.mu.Lock()
-		open := s.unit.open
-		for _, c := range s.track.Outstanding() {
-			open = open || c.Complete() && c.Verb != "IDLE"
-		}
+		open := slices.ContainsFunc(s.track.Outstanding(), func(c *imapsession.Cmd) bool { return c.Complete() && matters(c) })
 		s.mu.Unlock()
 		if !open {
 			return
@@ -184,10 +188,15 @@ func (s *imapSession) drain(up *upstream, limit time.Duration) {
 	}
 }
 
+// slowClient is how long a client that does not read may keep its session from
+// leaving an upstream that is lost.
+const slowClient = 100 * time.Millisecond
+
 // carry moves bytes both ways until the upstream is lost or has to be left.
 func (s *imapSession) carry(ctx context.Context, up *upstream) error {
 	var wg sync.WaitGroup
 	work, cancel := context.WithCancel(ctx)
+	settle := sync.OnceFunc(func() { s.settle(up) })
 	wg.Go(func() {
 		select {
 		case <-up.lease.Revoked:
@@ -195,14 +204,18 @@ func (s *imapSession) carry(ctx context.Context, up *upstream) error {
 			cancel()
 		case <-work.Done():
 		}
-		_ = up.Close()
+		up.shut()
+		select {
+		case <-up.lost:
+		case <-time.After(slowClient):
+		}
+		settle()
 	})
 	wg.Go(func() { s.resend(up) })
 	err := s.fromServer(work, up)
 	lost := work.Err() == nil && up.lease.Side == Production
 	close(up.lost)
 	cancel()
-	up.shut()
 	wg.Wait()
 	s.send.Lock()
 	s.up = nil
@@ -210,17 +223,23 @@ func (s *imapSession) carry(ctx context.Context, up *upstream) error {
 	s.mu.Lock()
 	s.track.Lost()
 	lost = lost && !s.gone && !s.bye
+	s.mu.Unlock()
+	if lost {
+		s.p.opt.Gate.Trouble(err)
+	}
+	return err
+}
+
+// settle notes what production has left unanswered, and gives the lease back.
+func (s *imapSession) settle(up *upstream) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for _, c := range s.track.Outstanding() {
 		if up.lease.Side == Production && changes(c.Verb) && c.Complete() {
 			s.p.opt.Tap.Unanswered(s.account, c)
 		}
 	}
-	s.mu.Unlock()
 	up.lease.Release()
-	if lost {
-		s.p.opt.Gate.Trouble(err)
-	}
-	return err
 }
 
 // retire leaves an upstream at a command boundary, or at once if the lease has
@@ -237,7 +256,8 @@ func (s *imapSession) retire(up *upstream) {
 		s.up = nil
 	}
 	s.send.Unlock()
-	s.drain(up, patience)
+	// What only reads is asked again of the next upstream.
+	s.drain(up, patience, func(c *imapsession.Cmd) bool { return changes(c.Verb) })
 }
 
 // goodbye ends a session that has logged out.

@@ -101,9 +101,9 @@ type Tap interface {
 	// View returns the UIDs of a mailbox, and the MODSEQ of the replica, if the
 	// replica holds it in exactly this state.
 	View(account, mailbox string, st BoxState) (uids []uint32, modseq uint64, ok bool)
-	// Changes returns the messages whose flags changed after a MODSEQ of the
-	// replica.
-	Changes(account, mailbox string, since uint64) []row.FlagsOf
+	// Changes returns the flags of the messages that changed after a MODSEQ of
+	// the replica (0: none), and of some others.
+	Changes(account, mailbox string, since uint64, also []uint32) []row.FlagsOf
 	// Mark returns the UID that the next message of a mailbox gets, as far as
 	// the replica knows.
 	Mark(account, mailbox string) uint32
@@ -132,6 +132,10 @@ type Tap interface {
 type Arrival interface {
 	Accepted() error
 	Refused()
+	// Owe is for a message of which it is not known whether production has it:
+	// it is as good as accepted for those recipients whose mailboxes are known
+	// here. The others are returned.
+	Owe() (others []string, err error)
 }
 
 // StandbyIMAP serves a session that has logged in.

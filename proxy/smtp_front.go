@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -18,21 +19,23 @@ import (
 )
 
 // smtpSession reads one client's commands strictly, has the upstream answer
-// them one by one, and keeps the envelope and the message for the Tap.
+// them one by one, and keeps the envelope and the message for the Tap and for
+// the next upstream.
 type smtpSession struct {
 	p      *Proxy
 	conn   net.Conn
 	br     *bufio.Reader
 	w      *bufio.Writer
 	client Client
-	up     SMTPUpstream
-	lease  Lease
+	seam   smtpSeam
 
-	mail row.Envelope
-	inTx bool
-	helo bool
-	bad  int
-	quit bool
+	mail  row.Envelope
+	lines []string // MAIL and RCPT as they were sent
+	inTx  bool
+	helo  bool
+	login *Login // taken
+	bad   int
+	quit  bool
 }
 
 const (
@@ -45,22 +48,16 @@ func (p *Proxy) serveSMTP(ctx context.Context, conn net.Conn, kind Kind) {
 	s := &smtpSession{p: p, conn: conn}
 	s.client = Client{Addr: conn.RemoteAddr(), Local: conn.LocalAddr(), Submission: kind != SMTP, TLS: kind == Submissions}
 	s.buffers()
-	if err := s.open(ctx); err != nil {
+	s.seam.s = s
+	defer s.seam.leave()
+	hi, err := s.seam.call(ctx, func(up *smtpUpstream) (smtpwire.Reply, error) { return up.hi, nil })
+	if err != nil {
 		// No 4xx greeting: a peer tries again all the sooner after a drop.
 		p.opt.Log.Debug("SMTP session cannot begin", "client", s.client.Addr, "err", err)
 		return
 	}
-	defer func() { s.up.Close(); s.lease.Release() }()
-	stop := make(chan struct{})
-	defer close(stop)
-	go func() {
-		select {
-		case <-s.lease.Revoked:
-			_ = conn.SetReadDeadline(time.Unix(1, 0))
-			s.up.Close()
-		case <-stop:
-		}
-	}()
+	s.reply(hi)
+	s.quit = !hi.OK()
 	for !s.quit {
 		if s.br.Buffered() == 0 && s.w.Flush() != nil {
 			return
@@ -75,13 +72,7 @@ func (p *Proxy) serveSMTP(ctx context.Context, conn net.Conn, kind Kind) {
 
 // fail ends a session; what is not answered stays unanswered.
 func (s *smtpSession) fail(err error) {
-	if s.revoked() {
-		return
-	}
-	var lost errUpstream
 	switch {
-	case errors.As(err, &lost):
-		s.p.opt.Gate.Trouble(err)
 	case errors.Is(err, smtpwire.ErrLineTooLong):
 		s.reply(smtpwire.NewReply(500, "5.5.2 Line too long"))
 		_ = s.w.Flush()
@@ -91,62 +82,9 @@ func (s *smtpSession) fail(err error) {
 	s.p.opt.Log.Debug("SMTP session ended", "client", s.client.Addr, "err", err)
 }
 
-// revoked reports whether the session has to leave its side. It is asked after
-// a deadline was set, which the revocation may have set before.
-func (s *smtpSession) revoked() bool {
-	select {
-	case <-s.lease.Revoked:
-		return true
-	default:
-		return false
-	}
-}
-
-// errUpstream marks errors of the upstream.
-type errUpstream struct{ error }
-
-func (e errUpstream) Unwrap() error { return e.error }
-
 func (s *smtpSession) buffers() {
 	s.br = bufio.NewReaderSize(s.conn, 8<<10)
 	s.w = bufio.NewWriterSize(s.conn, 4<<10)
-}
-
-// open enters a side and greets. Production that cannot be reached is
-// reported, and the gate asked again.
-func (s *smtpSession) open(ctx context.Context) error {
-	wait, cancel := context.WithTimeout(ctx, smtpTimeout)
-	defer cancel()
-	for {
-		lease, err := s.p.opt.Gate.Enter(wait, "")
-		if err != nil {
-			return err
-		}
-		s.lease = lease
-		if lease.Side == Standby {
-			s.up = s.p.opt.SMTP.NewSMTP(ctx, s.client)
-		} else {
-			s.up, err = s.p.opt.Target.dialSMTP(wait, s.client)
-		}
-		var hi smtpwire.Reply
-		if err == nil {
-			if hi, err = s.up.Greeting(); err != nil {
-				s.up.Close()
-			}
-		}
-		if err == nil {
-			s.reply(hi)
-			s.quit = !hi.OK()
-			return nil
-		}
-		lease.Release()
-		s.p.opt.Gate.Trouble(err)
-		select {
-		case <-time.After(retryPause):
-		case <-wait.Done():
-			return err
-		}
-	}
 }
 
 func (s *smtpSession) reply(r smtpwire.Reply) {
@@ -156,9 +94,6 @@ func (s *smtpSession) reply(r smtpwire.Reply) {
 
 func (s *smtpSession) step(ctx context.Context) error {
 	_ = s.conn.SetReadDeadline(time.Now().Add(smtpTimeout))
-	if s.revoked() {
-		return errEnd
-	}
 	if ctx.Err() != nil {
 		s.reply(smtpwire.NewReply(421, "4.3.2 Service is shutting down"))
 		return errEnd
@@ -173,21 +108,21 @@ func (s *smtpSession) step(ctx context.Context) error {
 	}
 	switch c.Verb {
 	case "EHLO", "HELO":
-		return s.hello(c)
+		return s.hello(ctx, c)
 	case "STARTTLS":
 		return s.startTLS(ctx)
 	case "AUTH":
-		return s.auth(c)
+		return s.auth(ctx, c)
 	case "MAIL":
-		return s.mailFrom(c)
+		return s.mailFrom(ctx, c)
 	case "RCPT":
-		return s.rcptTo(c)
+		return s.rcptTo(ctx, c)
 	case "DATA":
 		return s.data(ctx, c)
 	case "RSET", "NOOP", "VRFY", "HELP":
-		return s.simple(c)
+		return s.simple(ctx, c)
 	case "QUIT":
-		return s.goodbye()
+		return s.goodbye(ctx)
 	}
 	return s.refuse(500, "5.5.1 Unknown command")
 }
@@ -201,7 +136,7 @@ func (s *smtpSession) refuse(code int, text string) error {
 	return nil
 }
 
-func (s *smtpSession) simple(c smtpwire.Command) error {
+func (s *smtpSession) simple(ctx context.Context, c smtpwire.Command) error {
 	line := c.Verb
 	switch c.Verb {
 	case "RSET":
@@ -212,44 +147,47 @@ func (s *smtpSession) simple(c smtpwire.Command) error {
 		}
 		line += " " + c.Arg
 	}
-	return s.pass(c.Verb, line)
-}
-
-func (s *smtpSession) reset() { s.mail, s.inTx = row.Envelope{User: s.mail.User}, false }
-
-// pass has the upstream answer a command.
-func (s *smtpSession) pass(verb, line string) error {
-	r, err := s.up.Command(verb, line)
+	r, err := s.command(ctx, c.Verb, line)
 	if err != nil {
-		return errUpstream{err}
+		return err
 	}
 	s.reply(r)
-	if r.Code == 421 {
-		return errEnd
-	}
 	return nil
 }
 
-func (s *smtpSession) goodbye() error {
-	r, err := s.up.Command("QUIT", "QUIT")
-	if err != nil {
-		r = smtpwire.NewReply(221, "2.0.0 Bye")
+func (s *smtpSession) reset() {
+	s.mail, s.lines, s.inTx = row.Envelope{User: s.mail.User}, nil, false
+}
+
+func (s *smtpSession) goodbye(ctx context.Context) error {
+	r := smtpwire.NewReply(221, "2.0.0 Bye")
+	if up, unlock := s.seam.now(); up != nil {
+		if q, err := up.Command("QUIT", "QUIT"); err == nil {
+			r = q
+		}
+		unlock()
 	}
 	s.reply(r)
 	s.quit = true
 	return nil
 }
 
-func (s *smtpSession) hello(c smtpwire.Command) error {
+// command has the upstream answer a line.
+func (s *smtpSession) command(ctx context.Context, verb, line string) (smtpwire.Reply, error) {
+	return s.seam.call(ctx, func(up *smtpUpstream) (smtpwire.Reply, error) { return up.Command(verb, line) })
+}
+
+func (s *smtpSession) hello(ctx context.Context, c smtpwire.Command) error {
 	if c.Arg == "" || strings.ContainsAny(c.Arg, " \t") {
 		return s.refuse(501, "5.5.4 Name of the client is missing")
 	}
 	s.client.Helo, s.client.ESMTP = c.Arg, c.Verb == "EHLO"
-	r, err := s.up.Hello(s.client)
-	if err != nil {
-		return errUpstream{err}
-	}
 	s.reset()
+	s.helo = false // said below
+	r, err := s.seam.call(ctx, func(up *smtpUpstream) (smtpwire.Reply, error) { return up.Hello(s.client) })
+	if err != nil {
+		return err
+	}
 	s.helo = r.OK()
 	if s.client.ESMTP && r.OK() {
 		r.Lines = s.cutExtensions(r.Lines)
@@ -304,7 +242,7 @@ func (s *smtpSession) startTLS(ctx context.Context) error {
 	return nil
 }
 
-func (s *smtpSession) auth(c smtpwire.Command) error {
+func (s *smtpSession) auth(ctx context.Context, c smtpwire.Command) error {
 	f := strings.Fields(c.Arg)
 	switch {
 	case !s.client.TLS && !s.p.opt.PlainOK:
@@ -331,12 +269,17 @@ func (s *smtpSession) auth(c smtpwire.Command) error {
 	if err != nil {
 		return err
 	}
-	r, err := s.up.Auth(l)
+	side := Standby
+	r, err := s.seam.call(ctx, func(up *smtpUpstream) (smtpwire.Reply, error) {
+		side = up.lease.Side
+		return up.Auth(l)
+	})
 	if err != nil {
-		return errUpstream{err}
+		return err
 	}
 	if r.OK() {
-		if s.lease.Side == Production {
+		s.login = &l
+		if side == Production {
 			if _, err := s.p.opt.Tap.LoggedIn(context.Background(), l); err != nil {
 				s.p.opt.Log.Warn("login was not learned", "user", l.User, "err", err)
 			}
@@ -350,7 +293,7 @@ func (s *smtpSession) auth(c smtpwire.Command) error {
 	return nil
 }
 
-func (s *smtpSession) mailFrom(c smtpwire.Command) error {
+func (s *smtpSession) mailFrom(ctx context.Context, c smtpwire.Command) error {
 	path, err := smtpwire.ParsePath("FROM", c.Arg)
 	switch {
 	case err != nil:
@@ -365,12 +308,13 @@ func (s *smtpSession) mailFrom(c smtpwire.Command) error {
 			}
 		}
 	}
-	r, err := s.up.Command("MAIL", canonical("MAIL FROM:", path))
+	line := canonical("MAIL FROM:", path)
+	r, err := s.command(ctx, "MAIL", line)
 	if err != nil {
-		return errUpstream{err}
+		return err
 	}
 	if r.OK() {
-		s.inTx = true
+		s.inTx, s.lines = true, []string{line}
 		s.mail.From, s.mail.Params, s.mail.Rcpts = path.Addr, path.Params, nil
 	}
 	s.reply(r)
@@ -381,7 +325,7 @@ func canonical(cmd string, p smtpwire.Path) string {
 	return strings.Join(append([]string{cmd + "<" + p.Addr + ">"}, p.Params...), " ")
 }
 
-func (s *smtpSession) rcptTo(c smtpwire.Command) error {
+func (s *smtpSession) rcptTo(ctx context.Context, c smtpwire.Command) error {
 	path, err := smtpwire.ParsePath("TO", c.Arg)
 	switch {
 	case err != nil || path.Addr == "":
@@ -389,11 +333,13 @@ func (s *smtpSession) rcptTo(c smtpwire.Command) error {
 	case !s.inTx:
 		return s.refuse(503, "5.5.1 MAIL first")
 	}
-	r, err := s.up.Command("RCPT", canonical("RCPT TO:", path))
+	line := canonical("RCPT TO:", path)
+	r, err := s.command(ctx, "RCPT", line)
 	if err != nil {
-		return errUpstream{err}
+		return err
 	}
 	if r.OK() {
+		s.lines = append(s.lines, line)
 		s.mail.Rcpts = append(s.mail.Rcpts, path.Addr)
 	} else {
 		s.bad++
@@ -413,86 +359,116 @@ func (s *smtpSession) data(ctx context.Context, c smtpwire.Command) error {
 		s.reply(smtpwire.NewReply(503, "5.5.0 Text behind DATA"))
 		return errEnd
 	}
-	w, err := s.up.Data()
-	var no errReply
-	if errors.As(err, &no) {
-		s.reply(no.Reply)
-		return nil
-	}
+	r, err := s.seam.call(ctx, (*smtpUpstream).begin)
 	if err != nil {
-		return errUpstream{err}
+		return err
+	}
+	if r.Code != 354 {
+		s.reply(r)
+		return nil
 	}
 	_ = s.conn.SetReadDeadline(time.Now().Add(bodyTimeout))
 	s.reply(smtpwire.NewReply(354, "End data with <CR><LF>.<CR><LF>"))
 	if err := s.w.Flush(); err != nil {
 		return err
 	}
-	var sp row.Spool
-	dst := w
-	if s.lease.Side == Production {
-		sp = s.p.opt.Tap.NewSpool()
-		defer sp.Discard()
-		dst = io.MultiWriter(sp, upstreamWriter{w})
+	sp := s.p.opt.Tap.NewSpool()
+	defer sp.Discard()
+	_, err = smtpwire.CopyBody(io.MultiWriter(sp, &s.seam), s.br, s.p.opt.MaxMessage)
+	if err == nil {
+		return s.finish(ctx, sp)
 	}
-	_, err = smtpwire.CopyBody(dst, s.br, s.p.opt.MaxMessage)
-	return s.finish(ctx, sp, err)
+	// Upstream never gets an end-of-data: it has no message.
+	switch {
+	case errors.Is(err, smtpwire.ErrTooBig):
+		s.reply(smtpwire.NewReply(552, "5.3.4 Message is over the limit of %d bytes", s.p.opt.MaxMessage))
+		return errEnd
+	case isNet(err):
+		return err
+	}
+	s.p.opt.Log.Error("keep a message that arrives", "err", err)
+	s.reply(smtpwire.NewReply(452, "4.3.1 Storage of the appliance failed"))
+	return errEnd
 }
 
-func (s *smtpSession) finish(ctx context.Context, sp row.Spool, err error) error {
-	mail := s.mail
-	s.reset()
-	lost := errUpstream{}
-	if err != nil {
-		// Upstream never gets an end-of-data: it has no message.
+// finish ends a message. Its outcome is passed on after it is durable here.
+// If production was lost after the end-of-data, whether it has the message is
+// not known: those of its recipients whose mailboxes are here are answered for
+// at once, and the message is owed to them; the others are asked of the next
+// upstream, where they may come to get it twice (RFC 5321 section 6.1).
+func (s *smtpSession) finish(ctx context.Context, sp row.Spool) error {
+	for {
+		var arrival Arrival
+		sent, lost := false, false
+		r, err := s.seam.call(ctx, func(up *smtpUpstream) (smtpwire.Reply, error) {
+			if r, err := up.wholeBody(sp); err != nil || r.Code != 0 {
+				return r, err
+			}
+			if arrival != nil {
+				arrival.Refused() // by an upstream that closed
+				arrival = nil
+			}
+			if up.lease.Side == Production {
+				arrival = s.p.opt.Tap.Arriving(ctx, s.mail, sp)
+			}
+			sent = true
+			r, err := up.Finish()
+			if lost = err != nil; lost {
+				// The call must not be made again.
+				s.seam.lose(err)
+				return smtpwire.NewReply(250, "2.0.0 Ok"), nil
+			}
+			return r, nil
+		})
 		switch {
-		case errors.As(err, &lost):
+		case err != nil:
+			if arrival != nil {
+				arrival.Refused()
+			}
 			return err
-		case errors.Is(err, smtpwire.ErrTooBig):
-			s.reply(smtpwire.NewReply(552, "5.3.4 Message is over the limit of %d bytes", s.p.opt.MaxMessage))
-			return errEnd
-		case isNet(err):
-			return err
-		}
-		s.p.opt.Log.Error("keep a message that arrives", "err", err)
-		s.reply(smtpwire.NewReply(452, "4.3.1 Storage of the appliance failed"))
-		return errEnd
-	}
-	var arrival Arrival
-	if sp != nil {
-		arrival = s.p.opt.Tap.Arriving(ctx, mail, sp)
-	}
-	r, err := s.up.Finish()
-	if arrival != nil && (err != nil || !r.OK()) {
-		arrival.Refused()
-	}
-	if err != nil {
-		return errUpstream{err}
-	}
-	if arrival != nil && r.OK() {
-		if err := arrival.Accepted(); err != nil {
-			s.p.opt.Log.Error("an accepted message could not be made durable; its 250 is not passed on", "err", err)
+		case arrival != nil && !r.OK():
+			arrival.Refused()
+		case arrival != nil && lost:
+			left, err := arrival.Owe()
+			if err != nil {
+				return s.unsafe(err)
+			}
+			if s.only(left); len(left) > 0 {
+				continue
+			}
+		case arrival != nil:
+			if err := arrival.Accepted(); err != nil {
+				return s.unsafe(err)
+			}
+		case sent && lost:
 			return errEnd
 		}
+		s.reset()
+		s.reply(r)
+		return nil
 	}
-	s.reply(r)
-	return nil
+}
+
+func (s *smtpSession) unsafe(err error) error {
+	s.p.opt.Log.Error("an accepted message could not be made durable; its 250 is not passed on", "err", err)
+	return errEnd
+}
+
+// only leaves of the transaction the recipients that are still to be asked for.
+func (s *smtpSession) only(rcpts []string) {
+	lines := s.lines[:1:1]
+	for i, r := range s.mail.Rcpts {
+		if slices.Contains(rcpts, r) {
+			lines = append(lines, s.lines[i+1])
+		}
+	}
+	s.mail.Rcpts, s.lines = rcpts, lines
 }
 
 // isNet: the client's connection failed.
 func isNet(err error) bool {
 	var ne net.Error
 	return errors.Is(err, io.ErrUnexpectedEOF) || errors.As(err, &ne)
-}
-
-// upstreamWriter marks errors of the upstream among those of a MultiWriter.
-type upstreamWriter struct{ w io.Writer }
-
-func (u upstreamWriter) Write(p []byte) (int, error) {
-	n, err := u.w.Write(p)
-	if err != nil {
-		err = errUpstream{err}
-	}
-	return n, err
 }
 
 // errReply is a refusal where a message was to begin.

@@ -132,6 +132,7 @@ func (e Endpoint) dialIMAP(ctx context.Context, c Client) (*imapConn, error) {
 	if dl, ok := ctx.Deadline(); ok {
 		_ = conn.SetDeadline(dl)
 	}
+	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
 	if err := ic.greet(ctx, e); err != nil {
 		_ = ic.Close()
 		return nil, fmt.Errorf("production at %s: %w", e.Addr, err)
@@ -139,10 +140,25 @@ func (e Endpoint) dialIMAP(ctx context.Context, c Client) (*imapConn, error) {
 	return ic, nil
 }
 
+// leaseContext ends when the lease is revoked.
+func leaseContext(ctx context.Context, l Lease) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	go func() {
+		select {
+		case <-l.Revoked:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, cancel
+}
+
 // loginIMAP connects and logs in as a client. The connection may come with an
 // error, and is then the caller's to close.
 func (t Target) loginIMAP(ctx context.Context, who Client, l Login) (*imapConn, imapwire.Response, error) {
-	up, err := t.IMAP.dialIMAP(ctx, who)
+	dctx, cancel := context.WithTimeout(ctx, t.timeout())
+	defer cancel()
+	up, err := t.IMAP.dialIMAP(dctx, who)
 	if err != nil {
 		return nil, imapwire.Response{}, err
 	}
@@ -151,6 +167,7 @@ func (t Target) loginIMAP(ctx context.Context, who Client, l Login) (*imapConn, 
 		id = originID(who)
 	}
 	_ = up.SetDeadline(time.Now().Add(answerTimeout))
+	defer context.AfterFunc(ctx, func() { _ = up.Close() })()
 	r, err := up.login(l, id)
 	return up, r, err
 }

@@ -99,15 +99,25 @@ func (s *Store) Confirm(id uint64) {
 	}
 }
 
-// Given records that production now has a message that the standby had accepted.
+// Given records that production now has a message that it is given again, or
+// that the standby had accepted.
 func (s *Store) Given(ctx context.Context, id uint64) error {
+	return s.changeHeld(ctx, id, func(h *row.Held) { h.Standby, h.Owed = false, false })
+}
+
+// Owe records that a message counts as accepted though production did not answer.
+func (s *Store) Owe(ctx context.Context, id uint64) error {
+	return s.changeHeld(ctx, id, func(h *row.Held) { h.Open, h.Owed = false, true })
+}
+
+func (s *Store) changeHeld(ctx context.Context, id uint64, f func(*row.Held)) error {
 	s.heldMu.Lock()
 	defer s.heldMu.Unlock()
 	h, ok := s.heldByID(id)
 	if !ok {
 		return nil
 	}
-	h.Standby = false
+	f(&h.Held)
 	if err := s.putHeld(ctx, &h.Held); err != nil {
 		return err
 	}

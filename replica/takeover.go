@@ -99,16 +99,19 @@ func doubtKey(name string, id uint64) []byte {
 	return binary.BigEndian.AppendUint64(doubtPrefix(name), id)
 }
 
-// NoteDoubt keeps a MOVE whose OK was not passed on, for takeover and copy-back.
+// NoteDoubt keeps a command whose OK was not passed on, for takeover and
+// copy-back. The messages of a MOVE are found in its mailbox.
 func (s *Store) NoteDoubt(ctx context.Context, user string, d row.Doubt) error {
-	sn, err := s.Snapshot(user, d.From)
-	if err != nil {
-		return err
-	}
 	name, _ := s.Resolve(user)
-	for _, u := range d.UIDs {
-		if m := sn.Find(u); m != nil {
-			d.Refs = append(d.Refs, m.Ref)
+	if d.From != "" {
+		sn, err := s.Snapshot(user, d.From)
+		if err != nil {
+			return err
+		}
+		for _, u := range d.UIDs {
+			if m := sn.Find(u); m != nil {
+				d.Refs = append(d.Refs, m.Ref)
+			}
 		}
 	}
 	b, err := json.Marshal(d)

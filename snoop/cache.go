@@ -36,6 +36,7 @@ type Replica interface {
 	Hold(ctx context.Context, h row.Held) (row.Held, error)
 	NoteDoubt(ctx context.Context, user string, d row.Doubt) error
 	Confirm(id uint64)
+	Owe(ctx context.Context, id uint64) error
 	DropHeld(ctx context.Context, id uint64, gone func(rcpt string) bool) error
 	RouteOf(rcpt string) (row.Route, bool)
 }
@@ -332,10 +333,11 @@ func copyUID(arg []byte) (validity uint32, src, dst []uint32, err error) {
 // held in parallel with production's work on it: if this process ends just then,
 // the message counts as accepted, since a double is better than a loss.
 type Arrival struct {
-	c    *Cache
-	ctx  context.Context
-	h    row.Held
-	done chan error
+	c      *Cache
+	ctx    context.Context
+	h      row.Held
+	others []string
+	done   chan error
 }
 
 // Arriving begins to hold a message for those of its recipients whose mailboxes
@@ -345,6 +347,8 @@ func (c *Cache) Arriving(ctx context.Context, m row.Envelope, sp row.Spool) *Arr
 	for _, r := range m.Rcpts {
 		if c.opt.Local(r) {
 			a.h.Rcpts = append(a.h.Rcpts, r)
+		} else {
+			a.others = append(a.others, r)
 		}
 	}
 	if len(a.h.Rcpts) == 0 {
@@ -378,6 +382,18 @@ func (a *Arrival) Accepted() error {
 		}
 	}
 	return nil
+}
+
+// Owe keeps a message of which nobody knows whether production has it, for the
+// recipients whose mailboxes are there: it is given to production again unless
+// it is seen in a mailbox before long, or delivered by the standby. It returns
+// the other recipients.
+func (a *Arrival) Owe() (others []string, err error) {
+	if err := <-a.done; err != nil || len(a.h.Rcpts) == 0 {
+		return a.others, err
+	}
+	a.c.held.Add(1)
+	return a.others, a.c.opt.Replica.Owe(a.ctx, a.h.ID)
 }
 
 // Refused forgets the message: production refused it, or gave no answer, and

@@ -23,15 +23,16 @@ func (c *Cache) View(account, mailbox string, validity, next uint32, exists int)
 	return sn.UIDs, sn.ModSeq, true
 }
 
-// Changes returns the messages whose flags changed after a MODSEQ of the replica.
-func (c *Cache) Changes(account, mailbox string, since uint64) []row.FlagsOf {
+// Changes returns the flags of the messages that changed after a MODSEQ of the
+// replica (0: none), and of some others.
+func (c *Cache) Changes(account, mailbox string, since uint64, also []uint32) []row.FlagsOf {
 	sn, err := c.opt.Replica.Snapshot(account, mailbox)
 	if err != nil {
 		return nil
 	}
 	var out []row.FlagsOf
 	for _, m := range sn.Rows {
-		if m.ModSeq > since {
+		if since > 0 && m.ModSeq > since || slices.Contains(also, m.UID) {
 			out = append(out, row.FlagsOf{UID: m.UID, Flags: m.Flags})
 		}
 	}
@@ -51,7 +52,9 @@ func (c *Cache) Mark(account, mailbox string) uint32 {
 // Outcome finds out whether an APPEND, COPY or MOVE that production did not
 // answer was done, and returns the response code of its OK, with a space behind
 // it. production tells that production is there to be asked; a MOVE that it did
-// by half is then finished. What cannot be told from its content was not done.
+// by half is then finished. Else the standby does what the replica does not show
+// as done, and a copy that production may have made all the same is noted, to be
+// dropped by copy-back whatever the client does with the standby's.
 func (c *Cache) Outcome(ctx context.Context, account string, cmd *imapsession.Cmd, sp row.Spool, production bool) (code string, done bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, syncLimit)
 	defer cancel()
@@ -92,6 +95,15 @@ func (c *Cache) Outcome(ctx context.Context, account string, cmd *imapsession.Cm
 		}
 	}
 	if len(copies) == 0 {
+		if !production && strings.HasSuffix(cmd.Verb, "COPY") {
+			var refs []row.Ref
+			for _, uid := range cmd.UIDs {
+				if m := before.Find(uid); m != nil {
+					refs = append(refs, m.Ref)
+				}
+			}
+			return "", false, c.opt.Replica.NoteDoubt(ctx, account, row.Doubt{To: to, Refs: refs})
+		}
 		return "", false, nil
 	}
 	if strings.HasSuffix(cmd.Verb, "MOVE") && production {
@@ -127,7 +139,10 @@ func (c *Cache) outcomeOfAppend(ctx context.Context, account string, cmd *imapse
 		return "", false, nil
 	}
 	uid := c.arrived(account, sn, cmd.Mark, ref, nil)
-	if uid == 0 {
+	switch {
+	case uid == 0 && !production:
+		return "", false, c.opt.Replica.NoteDoubt(ctx, account, row.Doubt{To: cmd.Mailbox, Refs: []row.Ref{ref}})
+	case uid == 0:
 		return "", false, nil
 	}
 	c.told.add(account, cmd.Mailbox, uid)

@@ -159,7 +159,7 @@ func (a *actor) expireHeld(ctx context.Context, now time.Time) error {
 		return err
 	}
 	for _, h := range a.store.HeldAll() {
-		if now.Sub(h.Arrived) < a.holdFor {
+		if h.Owed || h.Standby || now.Sub(h.Arrived) < a.holdFor {
 			continue
 		}
 		if err := a.store.DropHeld(ctx, h.ID, func(string) bool { return true }); err != nil {

@@ -396,7 +396,7 @@ func (a *app) flush(ctx context.Context, phase failover.Phase) {
 	switch {
 	case phase == failover.Protecting && a.cfg.Production.SMTP != "":
 		r.Dial = a.target.SMTP.Dial
-		if err := a.smtp.Inject(ctx, r); err != nil && ctx.Err() == nil {
+		if err := a.smtp.Inject(ctx, r, time.Now().Add(-a.cfg.Failover.OwedAfter.D())); err != nil && ctx.Err() == nil {
 			a.log.Warn("accepted mail waits for production", "err", err)
 		}
 	case a.cfg.Standby.Outbound == "smarthost":

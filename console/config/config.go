@@ -119,6 +119,7 @@ type Failover struct {
 	ReturnProbes int      `toml:"return_probes" doc:"Good probes in a row before production counts as back."`
 	AutoHandback bool     `toml:"auto_handback" doc:"Copy back and hand back without the handback command."`
 	Cooldown     Duration `toml:"cooldown" doc:"After a hand-back automatic only asks for this long, unless acknowledged."`
+	OwedAfter    Duration `toml:"owed_after" doc:"A message that production was lost over before it answered is given to it again if it is in no mailbox by then. Longer than production's queue needs for two runs."`
 	FenceCommand []string `toml:"fence_command" doc:"Program that isolates production at a takeover (power, switch port). It must exit 0."`
 }
 
@@ -139,7 +140,7 @@ func Default() Config {
 		Production: Production{IMAPSecurity: "plain", SMTPSecurity: "plain", SubmissionSecurity: "plain", Timeout: Duration(10 * time.Second)},
 		Mirror:     Mirror{Streams: 4, PerAccount: 2, Sweep: Duration(5 * time.Minute), Idle: 100},
 		Failover: Failover{Mode: "confirm", Hold: Duration(time.Second), HoldSilent: Duration(45 * time.Second), Probe: Duration(time.Second),
-			ProbeTimeout: Duration(2 * time.Second), ReturnProbes: 5, Cooldown: Duration(10 * time.Minute)},
+			ProbeTimeout: Duration(2 * time.Second), ReturnProbes: 5, Cooldown: Duration(10 * time.Minute), OwedAfter: Duration(11 * time.Minute)},
 		Standby: Standby{HoldFor: Duration(24 * time.Hour), Outbound: "hold", LearnLogins: true, VerifierLives: Duration(90 * 24 * time.Hour)},
 	}
 }

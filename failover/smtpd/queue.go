@@ -60,11 +60,12 @@ func (s *Server) Flush(ctx context.Context, r Relay, now time.Time) (left int, e
 }
 
 // Inject gives production what the standby accepted and could not put into a
-// mailbox before the hand-back. Afterwards it is held like any message that
-// production accepted.
-func (s *Server) Inject(ctx context.Context, r Relay) error {
+// mailbox before the hand-back, and what is owed since before a time: production
+// was lost before it answered, and has not delivered it by itself since.
+// Afterwards it is held like any message that production accepted.
+func (s *Server) Inject(ctx context.Context, r Relay, owedBefore time.Time) error {
 	for _, h := range s.opt.Store.HeldAll() {
-		if !h.Standby {
+		if !h.Standby && (!h.Owed || h.Arrived.After(owedBefore)) {
 			continue
 		}
 		if err := s.send(ctx, r, row.Queued{From: h.From, Rcpts: h.Rcpts, Ref: h.Ref}); err != nil {

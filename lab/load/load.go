@@ -42,6 +42,7 @@ type Entry struct {
 type Ledger struct {
 	mu      sync.Mutex
 	entries []*Entry
+	breaks  []string
 	gap     time.Duration // longest time between two good answers of a client
 
 	Answers atomic.Int64
@@ -60,6 +61,22 @@ func (l *Ledger) LongestGap() time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.gap
+}
+
+// Breaks tells of the first sessions that broke, and why.
+func (l *Ledger) Breaks() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.breaks
+}
+
+func (l *Ledger) broke(user string, err error) {
+	l.Broken.Add(1)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.breaks) < 10 {
+		l.breaks = append(l.breaks, fmt.Sprintf("%s %s: %v", time.Now().Format("15:04:05.000"), user, err))
+	}
 }
 
 func (l *Ledger) noteGap(d time.Duration) {
@@ -125,7 +142,7 @@ func (c *client) good() {
 func (c *client) loop(ctx context.Context, session func(context.Context) error) {
 	for ctx.Err() == nil {
 		if err := session(ctx); err != nil && ctx.Err() == nil {
-			c.l.Broken.Add(1)
+			c.l.broke(c.user, err)
 			time.Sleep(20 * time.Millisecond)
 		}
 	}

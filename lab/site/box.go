@@ -60,7 +60,7 @@ func NewBox(dir, binary string, s *Site, settings map[string]string) (*Box, erro
 		"accounts.list": users, "accounts.domains": `["` + Domain + `"]`,
 		"mirror.sweep": q("2s"), "mirror.idle": "50",
 		"failover.mode": q("automatic"), "failover.hold": q("200ms"), "failover.hold_silent": q("2s"), "failover.probe": q("200ms"),
-		"failover.return_probes": "3", "failover.cooldown": q("0s"),
+		"failover.return_probes": "3", "failover.cooldown": q("0s"), "failover.owed_after": q("20s"),
 	}
 	for k, v := range settings {
 		b.Settings[k] = v

@@ -102,11 +102,11 @@ func crossMoves(boxes []*box) {
 	}
 }
 
-// halfMoves finds copies that production made for a MOVE whose answer nobody got.
-// The standby began with the message where it was, and whatever clients have
-// done with it since counts: it is still there, or elsewhere, or deleted. The
-// copies are dropped.
-func halfMoves(boxes []*box, doubts []row.Doubt) {
+// halfDone finds messages that production made for a command whose answer nobody
+// got. The standby has the message, or had it to begin with, and whatever clients
+// have done with that since counts: it is still there, or elsewhere, or deleted.
+// Production's are dropped.
+func halfDone(boxes []*box, doubts []row.Doubt) {
 	for _, d := range doubts {
 		for _, b := range boxes {
 			if b.sn.Name != d.To {
@@ -243,6 +243,13 @@ func (b *box) plan() (Plan, error) {
 	}
 	p := Merge(in)
 	p.Late = slices.DeleteFunc(p.Late, func(uid uint32) bool {
+		if !b.delivered(uid) {
+			return false
+		}
+		p.Drop = append(p.Drop, uid)
+		return true
+	})
+	p.Late = slices.DeleteFunc(p.Late, func(uid uint32) bool {
 		left := b.late[uid].ref == row.RefOf(filler)
 		if left {
 			p.Drop = append(p.Drop, uid)
@@ -250,6 +257,27 @@ func (b *box) plan() (Plan, error) {
 		return left
 	})
 	return p, nil
+}
+
+// delivered reports whether a late message is production's copy of one that the
+// standby has delivered: a client may have deleted or moved that since.
+func (b *box) delivered(uid uint32) bool {
+	msg, err := b.opt.Store.Message(b.late[uid].ref)
+	if err != nil {
+		return false
+	}
+	w, ok := b.opt.Store.MatchTwin(b.name, msg)
+	return ok && !b.twins.take(w.ID)
+}
+
+// taken are the twins whose copies were found in this run.
+type taken map[uint64]bool
+
+// take reports whether a twin was found before, and notes it.
+func (t taken) take(id uint64) bool {
+	was := t[id]
+	t[id] = true
+	return was
 }
 
 // canonical drops carriage returns: some servers change CR CR LF on saving.

@@ -79,6 +79,7 @@ type account struct {
 	seq   int
 	steps int
 	tasks []row.Task
+	twins taken
 }
 
 // Account brings one account up to date. With final the account must be
@@ -94,7 +95,7 @@ func (c *Copier) Account(ctx context.Context, name string, final bool) (steps in
 	if !conn.Has("UIDPLUS") {
 		return 0, errors.New("production offers no UIDPLUS: UIDs cannot be reproduced; see the documentation of migrations")
 	}
-	a := &account{Copier: c, ctx: ctx, c: conn, name: name, final: final, job: "copy-back/" + name}
+	a := &account{Copier: c, ctx: ctx, c: conn, name: name, final: final, job: "copy-back/" + name, twins: taken{}}
 	err = a.run()
 	return a.steps, err
 }
@@ -130,7 +131,7 @@ func (a *account) run() error {
 	if err != nil {
 		return err
 	}
-	halfMoves(work, doubts)
+	halfDone(work, doubts)
 	for _, b := range work {
 		if err := b.execute(); err != nil {
 			return fmt.Errorf("mailbox %s of %s: %w", b.sn.Name, a.name, err)

@@ -132,13 +132,16 @@ type Held struct {
 	Seen    []string // accounts that it was seen in
 	// Standby: accepted by the standby, so production has no copy of it.
 	Standby bool
+	// Owed: production was lost before it answered, so it may have a copy.
+	Owed bool
 	// Open: production has not answered yet. Not kept: after a restart the
 	// message counts as accepted.
 	Open bool `json:"-"`
 }
 
-// Doubt is a MOVE whose OK was not passed on: production may have done none, the
-// half, or all of it.
+// Doubt is a command that production did not answer. A MOVE may be done not at
+// all, by half, or whole; of an APPEND or COPY, which have no From, the standby
+// has done what was asked, and production may have.
 type Doubt struct {
 	From, To string
 	UIDs     []uint32 // in From

@@ -81,11 +81,12 @@ func (t *Tracker) Grow(uids []uint32) {
 
 // Fill finds the UIDs that the view lacks among those of another server's view
 // of the same mailbox. Where the client was told no more than that there is a
-// message behind all others, any later one will do; one that is left over keeps
-// the UID 0 and is gone. It fails where that would be a guess.
-func (b *Box) Fill(server []uint32) error {
+// message at that place, with some flags, any that can be there will do; one
+// that is left over keeps the UID 0 and is gone. It returns the UIDs that it
+// found, and fails where more was told and the choice would be a guess.
+func (b *Box) Fill(server []uint32) (filled []uint32, err error) {
 	if !slices.Contains(b.View, 0) {
-		return nil
+		return nil, nil
 	}
 	b.own()
 	for i := 0; i < len(b.View); i++ {
@@ -104,13 +105,14 @@ func (b *Box) Fill(server []uint32) error {
 		}
 		from, _ := slices.BinarySearch(server, low+1)
 		to, _ := slices.BinarySearch(server, high)
-		if n := to - from; n != j-i && (b.blind || j < len(b.View)) {
-			return notAdoptable("%d messages without a known UID, and %d to choose from", j-i, n)
+		if n := to - from; n != j-i && b.blind {
+			return nil, notAdoptable("%d messages without a known UID, and %d to choose from", j-i, n)
 		}
-		copy(b.View[i:j], server[from:to])
+		n := copy(b.View[i:j], server[from:to])
+		filled = append(filled, b.View[i:i+n]...)
 		i = j
 	}
-	return nil
+	return filled, nil
 }
 
 func byNumber(verb string) bool {

@@ -84,6 +84,23 @@ func (t *Tracker) finish(ev *Event) {
 		if ok {
 			t.Box = nil
 		}
+	case "APPEND":
+		if ok && ev.Resp.Code == "APPENDUID" && t.Box != nil && t.Box.Name == ev.Cmd.Mailbox {
+			t.Box.appended(ev.Resp.Arg)
+		}
+	}
+}
+
+// appended gives the message that was told last its UID, if it can be no other.
+func (b *Box) appended(arg []byte) {
+	r := imapwire.NewReader(arg)
+	validity := r.Number32()
+	r.SP()
+	uid := r.Number32()
+	n := len(b.View)
+	if r.Err() == nil && validity == b.UIDValidity && n > 0 && b.View[n-1] == 0 && (n == 1 || b.View[n-2] != 0 && b.View[n-2] < uid) {
+		b.own()
+		b.View[n-1] = uid
 	}
 }
 
@@ -179,7 +196,7 @@ func (t *Tracker) fetch(ev *Event, box *Box) {
 		return
 	}
 	it := imapwire.ParseFetchHead(ev.Resp.Rest)
-	box.blind = box.blind || it.UID == 0 && box.View[n-1] == 0
+	box.blind = box.blind || it.UID == 0 && box.View[n-1] == 0 && !onlyFlags(ev.Resp.Rest)
 	if it.UID != 0 && box.View[n-1] != it.UID {
 		if box.View[n-1] != 0 {
 			t.doubt("UID of a message changed")
@@ -208,6 +225,18 @@ func (t *Tracker) fetch(ev *Event, box *Box) {
 	default:
 		ev.Hint = true
 	}
+}
+
+// onlyFlags reports whether a FETCH response holds flags and nothing that would
+// make the message known.
+func onlyFlags(rest []byte) bool {
+	up := bytes.ToUpper(rest)
+	for _, w := range []string{"BODY", "ENVELOPE", "RFC822", "INTERNALDATE", "BINARY", "{"} {
+		if bytes.Contains(up, []byte(w)) {
+			return false
+		}
+	}
+	return true
 }
 
 // plainFetch reports whether a FETCH asked for flags and for no body, so that

@@ -1,0 +1,272 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"understudy/replica/row"
+	"understudy/snoop/smtpwire"
+)
+
+// smtpUpstream is an SMTP session with whoever answers, brought to the state of
+// the client's.
+type smtpUpstream struct {
+	SMTPUpstream
+	lease Lease
+	hi    smtpwire.Reply
+	body  io.Writer // between a 354 and the end of the data
+	wrote int64
+	left  chan struct{} // closed when it is no longer in use
+}
+
+// begin begins a body.
+func (u *smtpUpstream) begin() (smtpwire.Reply, error) {
+	w, err := u.Data()
+	var no errReply
+	if errors.As(err, &no) {
+		return no.Reply, nil
+	}
+	if err != nil {
+		return smtpwire.Reply{}, err
+	}
+	u.body, u.wrote = w, 0
+	return smtpwire.Reply{Code: 354}, nil
+}
+
+// wholeBody sees to it that upstream got all of a body. A reply with a code is
+// a refusal.
+func (u *smtpUpstream) wholeBody(sp row.Spool) (smtpwire.Reply, error) {
+	b, err := sp.Bytes()
+	if err != nil {
+		return smtpwire.Reply{}, err
+	}
+	if u.body != nil && u.wrote == int64(len(b)) {
+		return smtpwire.Reply{}, nil
+	}
+	if r, err := u.begin(); err != nil || r.Code != 354 {
+		return r, err
+	}
+	u.wrote = int64(len(b))
+	_, err = u.body.Write(b)
+	return smtpwire.Reply{}, err
+}
+
+// smtpSeam is where a session's upstream is replaced: between two commands, or
+// in the middle of one that was not answered. mu is held while the upstream is
+// at work.
+type smtpSeam struct {
+	s  *smtpSession
+	mu sync.Mutex
+	up *smtpUpstream // nil: the next call gets one
+	wg sync.WaitGroup
+}
+
+// maxSwaps bounds the upstreams that one command is tried on.
+const maxSwaps = 50
+
+// call has the upstream answer. If it is lost, or says that it closes, the next
+// one is asked.
+func (m *smtpSeam) call(ctx context.Context, f func(*smtpUpstream) (smtpwire.Reply, error)) (smtpwire.Reply, error) {
+	ctx, cancel := context.WithTimeout(ctx, smtpTimeout)
+	defer cancel()
+	closing := false
+	for range maxSwaps {
+		if err := m.enter(ctx); err != nil {
+			return smtpwire.Reply{}, err
+		}
+		up, unlock := m.now()
+		if up == nil {
+			continue
+		}
+		r, err := f(up)
+		if err == nil && r.Code == 421 && !closing {
+			closing, err = true, fmt.Errorf("upstream closes: %s", r)
+		}
+		if err != nil && m.up == up {
+			m.lose(err)
+		}
+		unlock()
+		if err == nil {
+			if r.Code == 421 {
+				m.s.reply(r)
+				return r, errEnd
+			}
+			return r, nil
+		}
+	}
+	return smtpwire.Reply{}, errLost
+}
+
+// now takes the upstream in use; nil if there is none.
+func (m *smtpSeam) now() (up *smtpUpstream, unlock func()) {
+	m.mu.Lock()
+	if m.up == nil {
+		m.mu.Unlock()
+		return nil, nil
+	}
+	return m.up, m.mu.Unlock
+}
+
+// lose gives up an upstream; mu is held.
+func (m *smtpSeam) lose(err error) {
+	up := m.up
+	m.up = nil
+	if up == nil {
+		return
+	}
+	close(up.left)
+	up.Close()
+	up.lease.Release()
+	if err != nil && up.lease.Side == Production && !up.revoked() {
+		m.s.p.opt.Gate.Trouble(err)
+	}
+}
+
+func (u *smtpUpstream) revoked() bool {
+	select {
+	case <-u.lease.Revoked:
+		return true
+	default:
+		return false
+	}
+}
+
+// leave ends the seam with its session.
+func (m *smtpSeam) leave() {
+	m.mu.Lock()
+	m.lose(nil)
+	m.mu.Unlock()
+	m.wg.Wait()
+}
+
+// Write implements io.Writer for a body: what a lost upstream did not get is in
+// the spool.
+func (m *smtpSeam) Write(p []byte) (int, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.up != nil && m.up.body != nil {
+		if _, err := m.up.body.Write(p); err != nil {
+			m.lose(err)
+		} else {
+			m.up.wrote += int64(len(p))
+		}
+	}
+	return len(p), nil
+}
+
+// enter sees to it that there is an upstream.
+func (m *smtpSeam) enter(ctx context.Context) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for m.up == nil {
+		lease, err := m.s.p.opt.Gate.Enter(ctx, "")
+		if err != nil {
+			return err
+		}
+		up, err := m.open(ctx, lease)
+		if err == nil {
+			m.up = up
+			m.wg.Go(func() { m.watch(up) })
+			return nil
+		}
+		lease.Release()
+		if errors.Is(err, errEnd) {
+			return err
+		}
+		m.s.p.opt.Gate.Trouble(err)
+		select {
+		case <-time.After(retryPause):
+		case <-ctx.Done():
+			return err
+		}
+	}
+	return nil
+}
+
+// watch leaves an upstream whose lease is revoked: after the command that it is
+// at, or at once if the lease has no patience.
+func (m *smtpSeam) watch(up *smtpUpstream) {
+	select {
+	case <-up.lease.Revoked:
+	case <-up.left:
+		return
+	}
+	if patience := up.lease.patience(); patience > 0 {
+		cut := time.AfterFunc(patience, up.Close)
+		defer cut.Stop()
+	} else {
+		up.Close()
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.up == up {
+		m.lose(nil)
+	}
+}
+
+// open connects and says again what the client has said.
+func (m *smtpSeam) open(ctx context.Context, lease Lease) (*smtpUpstream, error) {
+	s := m.s
+	up := &smtpUpstream{lease: lease, left: make(chan struct{})}
+	ctx, cancel := leaseContext(ctx, lease)
+	defer cancel()
+	var err error
+	if lease.Side == Standby {
+		up.SMTPUpstream = s.p.opt.SMTP.NewSMTP(context.WithoutCancel(ctx), s.client)
+	} else if up.SMTPUpstream, err = s.p.opt.Target.dialSMTP(ctx, s.client); err != nil {
+		return nil, err
+	}
+	stop := context.AfterFunc(ctx, up.Close)
+	if up.hi, err = up.Greeting(); err == nil {
+		err = s.sayAgain(up)
+	}
+	if !stop() && err == nil {
+		err = errLost
+	}
+	if err != nil {
+		up.Close()
+		return nil, err
+	}
+	return up, nil
+}
+
+// sayAgain brings an upstream to the session's state. A refusal of what was
+// accepted before ends the session without a word: the client comes again.
+func (s *smtpSession) sayAgain(up *smtpUpstream) error {
+	var steps []func() (smtpwire.Reply, error)
+	if s.helo {
+		if !up.hi.OK() {
+			return fmt.Errorf("greeting: %s", up.hi)
+		}
+		steps = append(steps, func() (smtpwire.Reply, error) { return up.Hello(s.client) })
+	}
+	if s.login != nil {
+		steps = append(steps, func() (smtpwire.Reply, error) { return up.Auth(*s.login) })
+	}
+	for i, line := range s.lines {
+		verb := "RCPT"
+		if i == 0 {
+			verb = "MAIL"
+		}
+		steps = append(steps, func() (smtpwire.Reply, error) { return up.Command(verb, line) })
+	}
+	for _, step := range steps {
+		r, err := step()
+		if err != nil {
+			return err
+		}
+		switch {
+		case r.OK():
+		case r.Code == 421:
+			return fmt.Errorf("upstream closes: %s", r)
+		default:
+			s.p.opt.Log.Info("SMTP session is closed and not continued", "client", s.client.Addr, "why", r.String())
+			return errEnd
+		}
+	}
+	return nil
+}

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"understudy/replica/row"
 	"understudy/snoop/imapsession"
 	"understudy/snoop/imapwire"
 )
@@ -32,6 +33,14 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // known reports whether the rest of the unit can be got from elsewhere.
 func (u *unit) known() bool { return !u.part && u.uid != 0 && section(u.line) != "" }
+
+// begin notes which message a unit is about.
+func (u *unit) begin(r imapwire.Response, box *imapsession.Box, oldest *imapsession.Cmd) {
+	u.uid, u.cmd = 0, nil
+	if r.Name == "FETCH" && box != nil && r.Num > 0 && int(r.Num) <= len(box.View) {
+		u.uid, u.cmd = box.View[r.Num-1], oldest
+	}
+}
 
 // piece follows a piece of a unit.
 func (u *unit) piece(p imapwire.Piece, b []byte) {
@@ -198,18 +207,17 @@ func (s *imapSession) serverUnit(ctx context.Context, up *upstream, line []byte,
 		v.drop = oldest.Verb == "IDLE" && oldest.Continued && !signal
 		s.continued(oldest)
 	}
-	s.unit.uid, s.unit.cmd = 0, nil
-	if ev.Resp.Name == "FETCH" && box != nil && ev.Resp.Num > 0 && int(ev.Resp.Num) <= len(box.View) {
-		s.unit.uid, s.unit.cmd = box.View[ev.Resp.Num-1], oldest
-	}
+	s.unit.begin(ev.Resp, box, oldest)
 	if ev.Selected {
 		s.numbers, s.news = imapsession.Numbers{}, news{}
 	}
 	bye, heard := s.bye, s.heard
 	s.mu.Unlock()
-	if sp != nil {
-		defer sp.Discard()
-	}
+	defer func() {
+		if sp != nil {
+			sp.Discard()
+		}
+	}()
 	if ev.Resp.Name == "BYE" && ev.Resp.Tag == "*" && !bye {
 		if production && time.Since(heard) > autologout {
 			_ = flush()
@@ -232,8 +240,8 @@ func (s *imapSession) serverUnit(ctx context.Context, up *upstream, line []byte,
 		if err := flush(); err != nil {
 			return v, err
 		}
-		if err := s.p.opt.Tap.Settle(ctx, s.account, ev.Cmd, ev.Resp, sp); err != nil {
-			return v, s.unsettled(ctx, ev.Cmd, err)
+		if err := s.settleChange(ctx, &ev, &sp); err != nil {
+			return v, err
 		}
 	}
 	if out := s.rewrite(ev, line, production); out != nil {
@@ -263,19 +271,26 @@ func (s *imapSession) continued(oldest *imapsession.Cmd) {
 	oldest.Continued = true
 }
 
-// unsettled decides about a command that production accepted and that could
-// not be made durable: once it is asked of whoever answers next, if that is
-// because production was lost meanwhile.
-func (s *imapSession) unsettled(ctx context.Context, c *imapsession.Cmd, err error) error {
-	if !c.Rerun && !c.Message && (ctx.Err() != nil || s.p.opt.Gate.Failing()) {
-		s.mu.Lock()
-		s.track.Reopen(c)
-		s.mu.Unlock()
-		return fmt.Errorf("%s waits for another upstream: %w", c.Verb, err)
+// settleChange makes a change durable that production accepted. If that fails,
+// production may have been lost meanwhile: whoever answers next is asked for the
+// change, once, with the message that sp holds.
+func (s *imapSession) settleChange(ctx context.Context, ev *imapsession.Event, sp *row.Spool) error {
+	err := s.p.opt.Tap.Settle(ctx, s.account, ev.Cmd, ev.Resp, *sp)
+	if err == nil {
+		return nil
 	}
-	s.p.opt.Log.Error("an accepted change could not be made durable; the session ends without its OK",
-		"account", s.account, "command", c.Verb, "err", err)
-	return errors.Join(errUnsettled, err)
+	if ev.Cmd.Rerun {
+		s.p.opt.Log.Error("an accepted change could not be made durable; the session ends without its OK",
+			"account", s.account, "command", ev.Cmd.Verb, "err", err)
+		return errors.Join(errUnsettled, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.track.Reopen(ev.Cmd)
+	if *sp != nil {
+		s.spools[ev.Cmd], *sp = *sp, nil
+	}
+	return fmt.Errorf("%s was accepted and is not durable: %w", ev.Cmd.Verb, err)
 }
 
 // doneBefore makes an OK of the refusal of a command that the lost upstream had

@@ -65,8 +65,6 @@ type Gate interface {
 	Enter(ctx context.Context, account string) (Lease, error)
 	// Trouble reports a failure of production that a session met.
 	Trouble(err error)
-	// Failing reports whether production is not believed to be well.
-	Failing() bool
 }
 
 // BoxState identifies a state of a mailbox.

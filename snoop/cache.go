@@ -375,13 +375,17 @@ func (a *Arrival) Accepted() error {
 		return err
 	}
 	a.c.opt.Replica.Confirm(a.h.ID)
+	a.expect()
+	return nil
+}
+
+func (a *Arrival) expect() {
 	a.c.held.Add(1)
 	for _, r := range a.h.Rcpts {
 		if rt, ok := a.c.opt.Replica.RouteOf(r); ok {
 			a.c.opt.Syncer.Expect(rt.Account, rt.Mailbox)
 		}
 	}
-	return nil
 }
 
 // Owe keeps a message of which nobody knows whether production has it, for the
@@ -392,7 +396,8 @@ func (a *Arrival) Owe() (others []string, err error) {
 	if err := <-a.done; err != nil || len(a.h.Rcpts) == 0 {
 		return a.others, err
 	}
-	a.c.held.Add(1)
+	defer a.expect()
+	a.c.opt.Log.Info("production was lost before it answered for a message; it is owed", "held", a.h.ID, "recipients", len(a.h.Rcpts))
 	return a.others, a.c.opt.Replica.Owe(a.ctx, a.h.ID)
 }
 

@@ -44,7 +44,6 @@ func (g gate) Enter(ctx context.Context, login string) (proxy.Lease, error) {
 }
 
 func (g gate) Trouble(err error) { g.k.Trouble(err) }
-func (g gate) Failing() bool     { return g.k.Failing() }
 
 // names tells accounts from logins.
 type names struct {

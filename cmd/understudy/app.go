@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -390,13 +391,39 @@ func (a *app) deliverLate(ctx context.Context, now time.Time) {
 	}
 }
 
+// lookForOwed syncs the accounts that a message is owed to, so that one that
+// production has delivered by itself is seen before it is given to it again.
+func (a *app) lookForOwed(ctx context.Context) error {
+	var accounts []string
+	for _, h := range a.store.HeldAll() {
+		if !h.Owed || h.Arrived.After(a.owedBefore()) {
+			continue
+		}
+		for _, r := range h.Rcpts {
+			if rt, ok := a.store.RouteOf(r); ok && !slices.Contains(accounts, rt.Account) {
+				accounts = append(accounts, rt.Account)
+			}
+		}
+	}
+	if len(accounts) == 0 {
+		return nil
+	}
+	return a.mirror.SyncAll(ctx, "owed", accounts)
+}
+
+func (a *app) owedBefore() time.Time { return time.Now().Add(-a.cfg.Failover.OwedAfter.D()) }
+
 // flush sends outbound mail where it may go now.
 func (a *app) flush(ctx context.Context, phase failover.Phase) {
 	r := smtpd.Relay{Hostname: "understudy"}
 	switch {
 	case phase == failover.Protecting && a.cfg.Production.SMTP != "":
 		r.Dial = a.target.SMTP.Dial
-		if err := a.smtp.Inject(ctx, r, time.Now().Add(-a.cfg.Failover.OwedAfter.D())); err != nil && ctx.Err() == nil {
+		if err := a.lookForOwed(ctx); err != nil {
+			a.log.Debug("look for messages that are owed", "err", err)
+			return
+		}
+		if err := a.smtp.Inject(ctx, r, a.owedBefore()); err != nil && ctx.Err() == nil {
 			a.log.Warn("accepted mail waits for production", "err", err)
 		}
 	case a.cfg.Standby.Outbound == "smarthost":

@@ -107,7 +107,6 @@ func (p *primary) Enter(context.Context, string) (proxy.Lease, error) {
 	return proxy.Lease{Side: proxy.Standby, Revoked: make(chan struct{}), Release: func() {}}, nil
 }
 func (p *primary) Trouble(error) {}
-func (p *primary) Failing() bool { return false }
 
 func (p *primary) Authenticate(_ context.Context, l proxy.Login) (string, error) {
 	want := p.d.Users[l.User]

@@ -36,6 +36,7 @@ func (a *app) checks() []health.Check {
 			return err
 		}
 		defer c.Logout()
+		defer context.AfterFunc(ctx, c.Close)()
 		_, err = c.Do("CAPABILITY", nil)
 		return err
 	}}}

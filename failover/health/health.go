@@ -98,7 +98,17 @@ func (p *Prober) Probe(ctx context.Context) Verdict {
 	}
 	v := Verdict{OK: true}
 	for range p.Checks {
-		r := <-ch
+		var r result
+		select {
+		case r = <-ch:
+		case <-ctx.Done():
+			// A check that hangs counts as one that got no answer.
+			select {
+			case r = <-ch:
+			default:
+				r = result{"no answer", ctx.Err()}
+			}
+		}
 		if r.err == nil {
 			continue
 		}

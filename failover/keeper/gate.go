@@ -114,15 +114,6 @@ func (k *Keeper) drained(ctx context.Context, which func(*lease) bool, limit tim
 	}
 }
 
-// Failing reports whether production is not believed to be well.
-func (k *Keeper) Failing() bool {
-	switch k.State().Phase {
-	case failover.Seeding, failover.Protecting, failover.HandingBack:
-		return false
-	}
-	return true
-}
-
 // block takes an account's sessions off the standby and lets none in.
 func (k *Keeper) block(account string) error {
 	k.mu.Lock()

@@ -71,6 +71,7 @@ func (s *Server) Inject(ctx context.Context, r Relay, owedBefore time.Time) erro
 		if err := s.send(ctx, r, row.Queued{From: h.From, Rcpts: h.Rcpts, Ref: h.Ref}); err != nil {
 			return fmt.Errorf("give held message %d to production: %w", h.ID, err)
 		}
+		s.opt.Log.Info("a message was given to production", "held", h.ID, "owed", h.Owed, "arrived", h.Arrived)
 		if err := s.opt.Store.Given(ctx, h.ID); err != nil {
 			return err
 		}

@@ -9,8 +9,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -43,7 +45,8 @@ type Ledger struct {
 	mu      sync.Mutex
 	entries []*Entry
 	breaks  []string
-	gap     time.Duration // longest time between two good answers of a client
+	gap     time.Duration             // longest time between two good answers of a client
+	gaps    map[*client]time.Duration // the longest of each since TakeGaps
 
 	Answers atomic.Int64
 	Broken  atomic.Int64 // sessions that ended without the client's wish
@@ -79,10 +82,24 @@ func (l *Ledger) broke(user string, err error) {
 	}
 }
 
-func (l *Ledger) noteGap(d time.Duration) {
+func (l *Ledger) noteGap(c *client, d time.Duration) {
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	l.gap = max(l.gap, d)
-	l.mu.Unlock()
+	if l.gaps == nil {
+		l.gaps = map[*client]time.Duration{}
+	}
+	l.gaps[c] = max(l.gaps[c], d)
+}
+
+// TakeGaps returns the longest time that each client waited for a good answer
+// since the last call.
+func (l *Ledger) TakeGaps() []time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	out := slices.Collect(maps.Values(l.gaps))
+	l.gaps = nil
+	return out
 }
 
 // Options of Run.
@@ -133,7 +150,7 @@ type held struct {
 
 func (c *client) good() {
 	now := time.Now()
-	c.l.noteGap(now.Sub(c.last))
+	c.l.noteGap(c, now.Sub(c.last))
 	c.last = now
 	c.l.Answers.Add(1)
 }

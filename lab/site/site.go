@@ -401,6 +401,12 @@ func signalAll(c *exec.Cmd, sig syscall.Signal) {
 	}
 }
 
+// Signal sends a signal to every process of both daemons.
+func (s *Site) Signal(sig syscall.Signal) {
+	signalAll(s.dovecot, sig)
+	signalAll(s.postfix, sig)
+}
+
 // Kill ends every process of both daemons with SIGKILL.
 func (s *Site) Kill() {
 	s.KillDovecot()

@@ -1,0 +1,198 @@
+package lab
+
+import (
+	"context"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"understudy/lab/load"
+	"understudy/lab/site"
+)
+
+// under runs clients while f works, and judges their ledger in the end: no
+// session broke, nothing is lost or doubled.
+func under(t *testing.T, s *site.Site, b *site.Box, f func(l *load.Ledger)) {
+	t.Helper()
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	for _, u := range s.Users {
+		do(t, dial(t, direct(s), u), "CREATE Filed")
+	}
+	order(t, b, "sync")
+	var l load.Ledger
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		load.Run(ctx, load.Options{IMAP: b.IMAP, SMTP: b.SMTP, Users: s.Users, Password: site.Password, Seed: seed, Tag: "swap",
+			Pause: 5 * time.Millisecond, Folder: "Filed", Deletes: true}, &l)
+	}()
+	time.Sleep(500 * time.Millisecond)
+	f(&l)
+	time.Sleep(500 * time.Millisecond)
+	stop()
+	<-done
+	settled(t, b)
+	v := l.Judge(look(t, direct(s), s.Users))
+	// Postfix that is killed between a delivery and its note of it delivers
+	// again, with or without anybody before it: one queue entry, two messages.
+	own := len(v.Doubled)
+	v.Doubled = slices.DeleteFunc(v.Doubled, func(id string) bool { q, _ := mailLog(s, id); return len(q) == 1 })
+	own -= len(v.Doubled)
+	t.Logf("messages that Postfix itself delivered twice: %d", own)
+	t.Logf("on production: %s; sessions that broke: %d; longest wait for an answer %s", v, l.Broken.Load(), l.LongestGap())
+	if !v.OK() || v.Confirmed == 0 || v.Unanswered > 0 {
+		t.Errorf("ledger and production differ: %s", v)
+		for _, id := range append(v.Lost, v.Doubled...) {
+			_, log := mailLog(s, id)
+			t.Logf("Postfix's log of %s:\n%s", id, log)
+		}
+	}
+	if n := l.Broken.Load(); n > 0 {
+		t.Errorf("%d sessions broke: %v", n, l.Breaks())
+	}
+	order(t, b, "sync")
+	for _, u := range s.Users {
+		if diff := fingerprint(t, direct(s), u).Diff(fingerprint(t, b.IMAP, u)); diff != "" {
+			t.Errorf("through the box %s differs:\n%s", u, diff)
+		}
+	}
+}
+
+// settled waits until every message that was accepted was seen in a mailbox.
+func settled(t *testing.T, b *site.Box) {
+	t.Helper()
+	end := time.Now().Add(40 * time.Second)
+	for {
+		st := must(b.Status(t.Context()))(t)
+		if st.Held == 0 {
+			break
+		}
+		if time.Now().After(end) {
+			t.Errorf("%d messages are still held", st.Held)
+			break
+		}
+		time.Sleep(200 * time.Millisecond)
+	}
+	time.Sleep(3 * time.Second)
+}
+
+// mailLog returns the queue entries that Postfix made of a message, and what it
+// logged of them.
+func mailLog(s *site.Site, id string) (ids []string, log string) {
+	var out []string
+	all := s.PostfixLog()
+	for l := range strings.Lines(all) {
+		if f := strings.Fields(l); strings.Contains(l, "message-id=<"+id+">") {
+			for _, w := range f {
+				if strings.HasSuffix(w, ":") && len(w) > 8 && strings.ToUpper(w) == w {
+					ids = append(ids, w)
+				}
+			}
+		}
+	}
+	for l := range strings.Lines(all) {
+		if slices.ContainsFunc(ids, func(q string) bool { return strings.Contains(l, q) }) {
+			out = append(out, l)
+		}
+	}
+	return ids, strings.Join(out, "")
+}
+
+func quantile(d []time.Duration, q float64) time.Duration {
+	slices.Sort(d)
+	return d[min(len(d)-1, int(q*float64(len(d))))]
+}
+
+func check(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func times(name string, n int) int {
+	if v, err := strconv.Atoi(os.Getenv(name)); err == nil {
+		return v
+	}
+	return n
+}
+
+// T27, M8, M17: planned takeover and hand-back under load: no failed command,
+// no loss.
+func TestT27_PlannedUnderLoad(t *testing.T) {
+	s := newSite(t, 3)
+	b := newBox(t, s, map[string]string{"failover.mode": `"confirm"`, "failover.return_probes": "1"})
+	waitPhase(t, b, "protecting")
+	var there, back []time.Duration
+	under(t, s, b, func(l *load.Ledger) {
+		for range times("UNDERSTUDY_SWAPS", 20) {
+			l.TakeGaps()
+			order(t, b, "takeover")
+			waitPhase(t, b, "serving", "returning")
+			time.Sleep(200 * time.Millisecond)
+			there = append(there, l.TakeGaps()...)
+			waitPhase(t, b, "returning")
+			l.TakeGaps()
+			order(t, b, "handback")
+			waitPhase(t, b, "protecting")
+			time.Sleep(200 * time.Millisecond)
+			back = append(back, l.TakeGaps()...)
+		}
+	})
+	t.Logf("longest pause of a client, median / p99: takeover %s / %s, hand-back %s / %s", quantile(there, 0.5), quantile(there, 0.99), quantile(back, 0.5), quantile(back, 0.99))
+}
+
+// B3, M6: production is restarted inside the hold: no takeover, no session
+// breaks, and what it did without answering is done once.
+func TestB3_RestartInsideTheHold(t *testing.T) {
+	s := newSite(t, 3)
+	b := newBox(t, s, map[string]string{"failover.hold": `"20s"`, "failover.hold_silent": `"20s"`, "failover.owed_after": `"4s"`})
+	waitPhase(t, b, "protecting")
+	under(t, s, b, func(l *load.Ledger) {
+		for i := range times("UNDERSTUDY_SWAPS", 6) {
+			switch i % 3 {
+			case 0:
+				s.KillDovecot()
+				time.Sleep(time.Duration(rand.IntN(300)) * time.Millisecond)
+				check(t, s.StartDovecot(t.Context()))
+			case 1:
+				s.KillPostfix()
+				time.Sleep(time.Duration(rand.IntN(300)) * time.Millisecond)
+				check(t, s.StartPostfix(t.Context()))
+			default:
+				s.Stop() // as systemctl does
+				check(t, s.Start(t.Context()))
+			}
+			waitPhase(t, b, "protecting")
+			time.Sleep(1500 * time.Millisecond)
+		}
+		time.Sleep(6 * time.Second) // what is owed is given again
+	})
+	if st := must(b.Status(t.Context()))(t); st.Epoch != 0 {
+		t.Errorf("a takeover took place: epoch %d", st.Epoch)
+	}
+}
+
+// T16, N37: production that says nothing at all for a while, and goes on.
+func TestB2_SilentProduction(t *testing.T) {
+	s := newSite(t, 2)
+	b := newBox(t, s, map[string]string{"failover.auto_handback": "true", "failover.hold_silent": `"500ms"`, "failover.probe_timeout": `"500ms"`})
+	waitPhase(t, b, "protecting")
+	under(t, s, b, func(*load.Ledger) {
+		began := time.Now()
+		s.Signal(syscall.SIGSTOP)
+		waitPhase(t, b, "serving")
+		t.Logf("served %s after production fell silent", time.Since(began).Round(time.Millisecond))
+		time.Sleep(time.Second)
+		s.Kill()
+		check(t, s.Start(t.Context()))
+		waitPhase(t, b, "protecting")
+	})
+}

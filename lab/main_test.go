@@ -83,11 +83,11 @@ func newBox(t *testing.T, s *site.Site, settings map[string]string) *site.Box {
 			i := strings.Index(l, "DATA RACE")
 			t.Errorf("the race detector found: %s", l[i:min(len(l), i+4000)])
 		}
-		if !t.Failed() {
-			return
-		}
 		if dir := os.Getenv("UNDERSTUDY_LOGS"); dir != "" {
 			_ = os.WriteFile(filepath.Join(dir, strings.ReplaceAll(t.Name(), "/", "_")+".log"), []byte(b.Log()), 0o600)
+		}
+		if !t.Failed() {
+			return
 		}
 		var l []string
 		for line := range strings.Lines(b.Log()) {

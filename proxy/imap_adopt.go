@@ -78,9 +78,11 @@ func (s *imapSession) next(ctx context.Context) *upstream {
 }
 
 // attach makes an upstream and brings it to the session's state.
-func (s *imapSession) attach(ctx context.Context, lease Lease) (up *upstream, err error) {
+func (s *imapSession) attach(ctx context.Context, lease Lease) (*upstream, error) {
 	work, cancel := leaseContext(ctx, lease)
 	defer cancel()
+	var up *upstream
+	var err error
 	if lease.Side == Standby {
 		up = s.standby(lease)
 	} else if up, err = s.relogin(work, lease); err != nil {

@@ -211,6 +211,7 @@ func (s *imapSession) serverUnit(ctx context.Context, up *upstream, line []byte,
 	if ev.Selected {
 		s.numbers, s.news = imapsession.Numbers{}, news{}
 	}
+	s.settles = production && ev.Cmd != nil
 	bye, heard := s.bye, s.heard
 	s.mu.Unlock()
 	defer func() {
@@ -252,7 +253,7 @@ func (s *imapSession) serverUnit(ctx context.Context, up *upstream, line []byte,
 	}
 	if ev.Cmd != nil {
 		s.mu.Lock()
-		v.before = s.tellNews(ev.Cmd.Verb)
+		v.before, s.settles = s.tellNews(ev.Cmd.Verb), false
 		s.mu.Unlock()
 		select {
 		case s.calm <- struct{}{}:

@@ -76,6 +76,7 @@ type imapSession struct {
 	news    news
 	spools  map[*imapsession.Cmd]row.Spool
 	waiting *imapsession.Cmd // the client pump waits for its continuation
+	settles bool             // an accepted change is being made durable
 	bye     bool             // LOGOUT was seen
 	gone    bool             // the client sends no more
 	heard   time.Time        // of the client
@@ -173,7 +174,7 @@ func (s *imapSession) drain(up *upstream, limit time.Duration, matters func(*ima
 	defer end.Stop()
 	for {
 		s.mu.Lock()
-		open := slices.ContainsFunc(s.track.Outstanding(), func(c *imapsession.Cmd) bool { return c.Complete() && matters(c) })
+		open := s.settles || slices.ContainsFunc(s.track.Outstanding(), func(c *imapsession.Cmd) bool { return c.Complete() && matters(c) })
 		s.mu.Unlock()
 		if !open {
 			return
@@ -222,6 +223,7 @@ func (s *imapSession) carry(ctx context.Context, up *upstream) error {
 	s.send.Unlock()
 	s.mu.Lock()
 	s.track.Lost()
+	s.settles = false
 	lost = lost && !s.gone && !s.bye
 	s.mu.Unlock()
 	if lost {

@@ -74,6 +74,7 @@ type account struct {
 	name  string // never changes
 	mu    sync.Mutex
 	info  row.Account
+	seal  bool // the standby must not change it
 	boxes map[row.MailboxID]*row.Mailbox
 	snaps map[row.MailboxID]*row.Snapshot
 	watch map[chan struct{}]struct{}

@@ -48,12 +48,29 @@ func (s *Store) Update(ctx context.Context, user string, w Writer, f func(*Tx) e
 	if !s.opt.Primary && w != Keeper && (w == Acting) != (a.info.Home == row.Standby) {
 		return fmt.Errorf("%w: %s", ErrNotHome, a.name)
 	}
+	if w == Acting && a.seal {
+		return fmt.Errorf("%w: %s is being handed back", ErrNotHome, a.name)
+	}
 	tx := &Tx{s: s, a: a, base: w == Acting && !s.opt.Primary, info: a.info,
 		boxes: map[row.MailboxID]*row.Mailbox{}, dropped: map[row.MailboxID]bool{}, rows: map[row.MailboxID]map[uint32]*row.Message{}}
 	if err := f(tx); err != nil {
 		return err
 	}
 	return tx.commit(ctx)
+}
+
+// Seal keeps the standby from changing an account while the last of it is
+// copied back; what it accepts then stays held. It does not outlive the process:
+// then copy-back begins again.
+func (s *Store) Seal(user string, on bool) error {
+	a, err := s.account(user)
+	if err != nil {
+		return err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.seal = on
+	return nil
 }
 
 // Name is the account's.

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os/exec"
@@ -46,7 +45,11 @@ func (a *actor) Fence(ctx context.Context, epoch uint64) error {
 
 func (a *actor) Unfence(context.Context) error { return nil }
 
-func (a *actor) Sweep(ctx context.Context) error { return a.mirror.SyncAll(ctx, "last-sweep", nil) }
+func (a *actor) Sweep(ctx context.Context) error {
+	return a.mirror.SyncAll(ctx, "before-takeover", nil)
+}
+
+func (a *actor) CatchUp(ctx context.Context) error { return a.mirror.CatchUp(ctx) }
 
 // guardGap is how many UIDs production may have given unseen.
 func (a *actor) guardGap() uint32 { return uint32(2*a.store.HeldCount() + 8) }
@@ -95,7 +98,7 @@ func (a *actor) CopyBack(ctx context.Context) error {
 	return a.each(ctx, func(ctx context.Context, name string) error {
 		for range 5 {
 			// What came in while the account was copied is little after a few runs.
-			if steps, err := a.copier.Account(ctx, name, false); err != nil || steps < 50 {
+			if steps, err := a.copier.Account(ctx, name); err != nil || steps < 50 {
 				return err
 			}
 		}
@@ -120,27 +123,20 @@ func (a *actor) each(ctx context.Context, f func(ctx context.Context, account st
 	return g.Wait()
 }
 
-// errRestless tells that production keeps getting mail by itself.
-var errRestless = errors.New("production and replica do not come to agree")
-
 func (a *actor) HandBack(ctx context.Context, block func(string) error, unblock func(string)) error {
 	return a.each(ctx, func(ctx context.Context, name string) error {
 		defer unblock(name)
-		if err := block(name); err != nil {
-			return err
-		}
-		// What production delivers by itself while one run is under way is
-		// found by the next.
-		for range 10 {
-			steps, err := a.copier.Account(ctx, name, true)
-			if err != nil {
+		defer func() { _ = a.store.Seal(name, false) }()
+		err := a.copier.HandOver(ctx, name, func() error {
+			if err := block(name); err != nil {
 				return err
 			}
-			if steps == 0 {
-				return a.store.EndActing(ctx, name)
-			}
+			return a.store.Seal(name, true)
+		})
+		if err != nil {
+			return err
 		}
-		return errRestless
+		return a.store.EndActing(ctx, name)
 	})
 }
 

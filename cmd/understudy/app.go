@@ -196,7 +196,7 @@ func (a *app) assemble() error {
 		host, _ = os.Hostname()
 	}
 	a.smtp = smtpd.New(smtpd.Options{Store: a.store, NewSpool: func() row.Spool { return a.store.Blobs.Spool() }, Hostname: host,
-		Local: a.local, Acting: func(account string) bool { return !a.actor.OnProduction(account) }, Check: sb.check, MaxSize: cfg.Listen.MaxMessage, Log: a.log})
+		Local: a.local, Check: sb.check, MaxSize: cfg.Listen.MaxMessage, Log: a.log})
 	sb.smtp = a.smtp
 	sb.imap = imapd.New(imapd.Options{Store: a.store, Log: a.log, MaxMessage: cfg.Listen.MaxMessage})
 	a.actor = &actor{store: a.store, mirror: a.mirror, copier: copyback.New(copyback.Options{Store: a.store, Dial: a.dialMaster, Log: a.log}),

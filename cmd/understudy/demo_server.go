@@ -62,7 +62,7 @@ func demoServer(e env) error {
 	p := &primary{d: d, store: store}
 	p.imap = imapd.New(imapd.Options{Store: store, Log: log})
 	p.smtp = smtpd.New(smtpd.Options{Store: store, NewSpool: p.NewSpool, Hostname: "mail." + d.Domain, MaxSize: 50 << 20, Log: log,
-		Local: func(addr string) bool { return strings.HasSuffix(strings.ToLower(addr), "@"+d.Domain) }, Acting: func(string) bool { return true },
+		Local: func(addr string) bool { return strings.HasSuffix(strings.ToLower(addr), "@"+d.Domain) },
 		Check: func(user, pw string) (string, error) {
 			return p.Authenticate(e.ctx, proxy.Login{User: user, AuthUser: user, Password: pw})
 		}})

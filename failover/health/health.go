@@ -94,7 +94,13 @@ func (p *Prober) Probe(ctx context.Context) Verdict {
 	}
 	ch := make(chan result, len(p.Checks))
 	for _, c := range p.Checks {
-		go func() { ch <- result{c.Name, c.Run(ctx)} }()
+		go func() {
+			err := c.Run(ctx)
+			if err != nil && ctx.Err() != nil {
+				err = ctx.Err() // however it shows: there was no answer in time
+			}
+			ch <- result{c.Name, err}
+		}()
 	}
 	v := Verdict{OK: true}
 	for range p.Checks {

@@ -43,12 +43,17 @@ func (k *Keeper) side(account string) (standby, known bool) {
 	switch k.state.Phase {
 	case failover.Seeding, failover.Protecting:
 		return false, true
+	case failover.Fencing:
+		return false, k.sweeping
 	case failover.Serving, failover.Returning:
 		return true, true
 	case failover.CopyingBack:
 		return account == "" || !k.opt.Actor.OnProduction(account), true
 	case failover.HandingBack:
-		if account == "" || k.blocked[account] {
+		if account == "" {
+			return true, true // what an account cannot take any more stays held
+		}
+		if k.blocked[account] {
 			return false, false
 		}
 		return !k.opt.Actor.OnProduction(account), true
@@ -119,9 +124,7 @@ func (k *Keeper) block(account string) error {
 	k.mu.Lock()
 	k.blocked[account] = true
 	k.mu.Unlock()
-	// A login may be spelled otherwise than the account; the side that it
-	// gets is decided by the account, so all that lead there must go.
-	mine := func(l *lease) bool { return l.standby && (l.account == account || l.account == "") }
+	mine := func(l *lease) bool { return l.standby && l.account == account }
 	k.revoke(mine, boundary)
 	return k.drained(context.Background(), mine, boundary+time.Second)
 }

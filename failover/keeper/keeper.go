@@ -26,8 +26,9 @@ type Actor interface {
 	Fence(ctx context.Context, epoch uint64) error
 	Unfence(ctx context.Context) error
 	// Sweep reads from production what is not yet in the replica, before a
-	// planned takeover.
+	// planned takeover, and CatchUp the rest of it, while sessions wait.
 	Sweep(ctx context.Context) error
+	CatchUp(ctx context.Context) error
 	// Replay gives all accounts to the standby and delivers what is held.
 	Replay(ctx context.Context) error
 	// CopyBack brings production up to the standby, which goes on serving.
@@ -49,8 +50,10 @@ type Options struct {
 	Load   func(*failover.State) (bool, error)
 	Save   func(context.Context, failover.State) error
 	Log    *slog.Logger
-	// SweepLimit bounds the sweep before a planned takeover; 0 is one minute.
-	SweepLimit time.Duration
+	// SweepLimit bounds the sweep before a planned takeover; 0 is ten minutes.
+	// CatchUpLimit bounds the last part, for which sessions wait; 0 is ten
+	// seconds. After either the takeover is called off.
+	SweepLimit, CatchUpLimit time.Duration
 	// Changed is called after each change, by the owner.
 	Changed func(failover.State)
 }
@@ -60,13 +63,14 @@ type Keeper struct {
 	opt    Options
 	events chan failover.Happened
 
-	mu      sync.Mutex
-	state   failover.State
-	changed chan struct{} // closed and replaced when Enter may answer otherwise
-	leases  map[*lease]struct{}
-	blocked map[string]bool
-	trouble chan error
-	history []Entry
+	mu       sync.Mutex
+	state    failover.State
+	changed  chan struct{} // closed and replaced when Enter may answer otherwise
+	leases   map[*lease]struct{}
+	blocked  map[string]bool
+	sweeping bool // Fencing: production still answers
+	trouble  chan error
+	history  []Entry
 
 	cancel context.CancelFunc // of the running long action
 	work   sync.WaitGroup
@@ -91,7 +95,10 @@ type lease struct {
 // New reads the saved state.
 func New(o Options) (*Keeper, error) {
 	if o.SweepLimit == 0 {
-		o.SweepLimit = time.Minute
+		o.SweepLimit = 10 * time.Minute
+	}
+	if o.CatchUpLimit == 0 {
+		o.CatchUpLimit = 10 * time.Second
 	}
 	k := &Keeper{opt: o, events: make(chan failover.Happened, 64), changed: make(chan struct{}), leases: map[*lease]struct{}{},
 		blocked: map[string]bool{}, trouble: make(chan error, 1), state: failover.State{Phase: failover.Seeding, Since: time.Now()}}
@@ -254,11 +261,9 @@ func (k *Keeper) act(ctx context.Context, a failover.Action) {
 	case failover.CopyBack:
 		k.long(ctx, a, failover.CopiedBack, actor.CopyBack)
 	case failover.HandBack:
-		k.long(ctx, a, failover.HandedBack, func(ctx context.Context) error {
-			k.revoke(func(l *lease) bool { return l.account == "" }, boundary)
-			return actor.HandBack(ctx, k.block, k.unblock)
-		})
+		k.long(ctx, a, failover.HandedBack, func(ctx context.Context) error { return actor.HandBack(ctx, k.block, k.unblock) })
 	case failover.LowerFence:
+		k.revoke(func(l *lease) bool { return l.standby }, boundary)
 		if err := actor.Unfence(ctx); err != nil {
 			k.opt.Log.Error("lower fence", "err", err)
 		}
@@ -270,11 +275,21 @@ func (k *Keeper) act(ctx context.Context, a failover.Action) {
 	}
 }
 
-// fence makes production's sessions end, after a last sweep if production lives.
+// fence makes production's sessions end. If production lives, it goes on while
+// the replica is brought up, and only the last of it is read with sessions
+// blocked.
 func (k *Keeper) fence(ctx context.Context, s failover.State) error {
 	patience, limit := time.Duration(0), time.Second
 	if s.Planned {
 		patience, limit = boundary, boundary+time.Second
+		k.let(true)
+		sweep, cancel := context.WithTimeout(ctx, k.opt.SweepLimit)
+		defer cancel()
+		err := k.opt.Actor.Sweep(sweep)
+		k.let(false)
+		if err != nil {
+			return fmt.Errorf("sweep: %w", err)
+		}
 	}
 	k.revoke(func(l *lease) bool { return !l.standby }, patience)
 	// Each session notes what production left unanswered, before the base of
@@ -284,12 +299,21 @@ func (k *Keeper) fence(ctx context.Context, s failover.State) error {
 		if err != nil {
 			return err
 		}
-		sweep, cancel := context.WithTimeout(ctx, k.opt.SweepLimit)
+		last, cancel := context.WithTimeout(ctx, k.opt.CatchUpLimit)
 		defer cancel()
-		if err := k.opt.Actor.Sweep(sweep); err != nil {
+		if err := k.opt.Actor.CatchUp(last); err != nil {
 			return fmt.Errorf("last sweep: %w", err)
 		}
 	}
 	k.opt.Actor.Rest()
 	return k.opt.Actor.Fence(ctx, s.Epoch)
+}
+
+// let lets sessions go to production though it is about to be fenced.
+func (k *Keeper) let(in bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.sweeping = in
+	close(k.changed)
+	k.changed = make(chan struct{})
 }

@@ -41,6 +41,7 @@ func (s *site) step(ctx context.Context, name string) error {
 func (s *site) Fence(ctx context.Context, _ uint64) error { return s.step(ctx, "fence") }
 func (s *site) Unfence(context.Context) error             { return nil }
 func (s *site) Sweep(ctx context.Context) error           { return s.step(ctx, "sweep") }
+func (s *site) CatchUp(ctx context.Context) error         { return s.step(ctx, "catch up") }
 func (s *site) Replay(ctx context.Context) error          { return s.step(ctx, "replay") }
 func (s *site) CopyBack(ctx context.Context) error        { return s.step(ctx, "copy back") }
 func (s *site) Protect()                                  {}
@@ -164,12 +165,19 @@ func TestM15_RevokedBeforeServing(t *testing.T) {
 // M17: a planned takeover whose last sweep fails is called off, and production
 // goes on; an unplanned one tries again.
 func TestM17_CalledOff(t *testing.T) {
-	s := &site{saved: failover.State{Phase: failover.Protecting}, fail: map[string]int{"sweep": 1, "replay": 2}}
+	s := &site{saved: failover.State{Phase: failover.Protecting}, fail: map[string]int{"sweep": 1, "catch up": 1, "replay": 2}}
 	run(t, s, failover.Confirm, func(ctx context.Context, k *Keeper) {
-		k.Tell(failover.Happened{Event: failover.Takeover})
-		time.Sleep(5 * time.Second)
-		if p := k.State().Phase; p != failover.Protecting {
-			t.Errorf("called off, and then %s", p)
+		for range 2 {
+			k.Tell(failover.Happened{Event: failover.Takeover})
+			time.Sleep(5 * time.Second)
+			if p := k.State().Phase; p != failover.Protecting {
+				t.Errorf("called off, and then %s", p)
+			}
+			if side, err := k.Enter(ctx, "a"); err != nil || side.Standby {
+				t.Errorf("called off, and then %+v, %v", side, err)
+			} else {
+				side.Release()
+			}
 		}
 		k.Tell(failover.Happened{Event: failover.Failed})
 		k.Tell(failover.Happened{Event: failover.Takeover})

@@ -43,8 +43,6 @@ type Options struct {
 	Hostname string
 	// Local reports whether a domain's mail is kept here.
 	Local func(addr string) bool
-	// Acting reports whether the standby answers for an account.
-	Acting func(account string) bool
 	// Check verifies a password, and returns the account.
 	Check   func(user, password string) (account string, err error)
 	MaxSize int64
@@ -170,9 +168,7 @@ func (c *Session) rcpt(arg string) smtpwire.Reply {
 	case len(c.local)+len(c.remote) >= 1000:
 		return reply(452, "4.5.3 Too many recipients")
 	}
-	switch route, known := c.s.opt.Store.RouteOf(p.Addr); {
-	case known && !c.s.opt.Acting(route.Account):
-		return reply(451, "4.3.2 <%s>: Try again in a moment", p.Addr)
+	switch _, known := c.s.opt.Store.RouteOf(p.Addr); {
 	case known && c.s.opt.Local(p.Addr):
 		c.local = append(c.local, p.Addr)
 	case c.s.opt.Local(p.Addr):

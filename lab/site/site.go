@@ -32,6 +32,7 @@ const (
 
 // Site is one production server.
 type Site struct {
+	Sessions              int // that are served at a time; 0: as few as most tests need
 	Dir                   string
 	IMAPPort, SMTPPort    int
 	SubmissionPort        int
@@ -114,6 +115,12 @@ func chown(path, user string) error {
 	return nil
 }
 
+// Serve makes room for many sessions; call it before Start.
+func (s *Site) Serve(sessions int) error {
+	s.Sessions = sessions
+	return s.write()
+}
+
 // UseTLS has both daemons demand TLS by STARTTLS; call it before Start.
 func (s *Site) UseTLS(cert, key string) error {
 	s.Cert, s.Key = cert, key
@@ -138,7 +145,7 @@ mail_location = {{.Format}}:{{.Dir}}/mail/%u{{if eq .Format "maildir"}}:LAYOUT=f
 mail_uid = mail
 mail_gid = mail
 first_valid_uid = 1
-mail_max_userip_connections = 200
+mail_max_userip_connections = {{if .Sessions}}{{.Sessions}}{{else}}200{{end}}
 imap_logout_format = body_count=%{fetch_body_count} body_bytes=%{fetch_body_bytes}
 login_trusted_networks = 127.0.0.0/8
 passdb {
@@ -177,9 +184,11 @@ service imap-login {
   }
 }
 service imap {
-  service_count = 100
+{{if .Sessions}}  client_limit = 50
+  process_limit = {{.Sessions}}
+{{else}}  service_count = 100
   process_limit = 2000
-}
+{{end}}}
 service anvil {
   client_limit = 6000
 }
@@ -233,7 +242,7 @@ smtpd_tls_key_file = {{.Key}}
 minimal_backoff_time = 1s
 maximal_backoff_time = 2s
 queue_run_delay = 1s
-default_process_limit = 100
+default_process_limit = {{if .Sessions}}400{{else}}100{{end}}
 lmtp_destination_concurrency_limit = 20
 alias_maps =
 alias_database =
@@ -423,10 +432,13 @@ func kill(c **exec.Cmd, done chan struct{}) {
 	if *c == nil {
 		return
 	}
-	// The first processes die at once; a child that was being forked meanwhile
-	// is found by the process group.
-	signalAll(*c, syscall.SIGKILL)
+	// The process group dies at once; what has left it is found by its parents,
+	// which are listed first.
+	all := family((*c).Process.Pid)
 	_ = syscall.Kill(-(*c).Process.Pid, syscall.SIGKILL)
+	for _, pid := range all {
+		_ = syscall.Kill(pid, syscall.SIGKILL)
+	}
 	<-done
 	*c = nil
 }

@@ -17,6 +17,8 @@ type box struct {
 	id   row.MailboxID
 	sn   *row.Snapshot
 	base row.Mailbox
+	was  row.Mailbox // base as it is stored
+	sel  imapc.Selected
 	rows map[uint32]*row.Message // base
 	next uint32                  // production's UIDNEXT
 	late map[uint32]lateMessage
@@ -48,6 +50,9 @@ func (a *account) prepare(id row.MailboxID, base []row.Mailbox) (*box, error) {
 
 // execute does what was planned.
 func (b *box) execute() error {
+	if b.todo.Empty() && len(b.gone) == 0 && b.sel.UIDNext >= b.sn.UIDNext && (b.sel.ModSeq >= b.sn.ModSeq || !b.c.Has("CONDSTORE")) {
+		return b.rebase() // both are equal, and so are the numbers that clients were shown
+	}
 	if !b.todo.Empty() || b.final {
 		sel, err := b.c.Select(b.sn.Name, false)
 		if err != nil {
@@ -144,7 +149,10 @@ func (b *box) forget(Plan) error {
 func (b *box) open(base []row.Mailbox) error {
 	store := b.opt.Store
 	var err error
-	if !b.final {
+	if b.sn, err = store.SnapshotByID(b.name, b.id); err != nil {
+		return err
+	}
+	if !b.final && b.sn.Gap < roomForLate {
 		// While production is up by itself, what it gets must find room: the
 		// standby's next UID leaves some.
 		err := store.Rebase(b.ctx, b.name, func(tx *replica.Tx) {
@@ -156,9 +164,9 @@ func (b *box) open(base []row.Mailbox) error {
 		if err != nil {
 			return err
 		}
-	}
-	if b.sn, err = store.SnapshotByID(b.name, b.id); err != nil {
-		return err
+		if b.sn, err = store.SnapshotByID(b.name, b.id); err != nil {
+			return err
+		}
 	}
 	// After the snapshot, see BaseRows.
 	if b.rows, err = store.BaseRows(b.name, b.id); err != nil {
@@ -167,12 +175,13 @@ func (b *box) open(base []row.Mailbox) error {
 	i := slices.IndexFunc(base, func(m row.Mailbox) bool { return m.ID == b.id })
 	if i >= 0 {
 		b.base = base[i]
+		b.was = base[i]
 	}
 	sel, err := b.c.Select(b.sn.Name, false)
 	if err != nil {
 		return err
 	}
-	b.next = sel.UIDNext
+	b.next, b.sel = sel.UIDNext, sel
 	// UIDs never go back: a lower UIDNEXT is another mailbox, or an older state.
 	if i < 0 || b.base.OnProduction() != sel.UIDValidity || sel.UIDNext < b.base.UIDNext || b.base.NoSelect {
 		if err := b.renew(sel, i >= 0); err != nil {
@@ -395,6 +404,9 @@ func endsAlike(late, orig string) bool {
 
 // rebase moves the base up to production's state.
 func (b *box) rebase() error {
+	if b.was.UIDNext >= b.next && b.was.UIDNext >= b.base.UIDNext && b.was.Name == b.sn.Name && b.was.ID == b.base.ID {
+		return nil
+	}
 	return b.opt.Store.Rebase(b.ctx, b.name, func(tx *replica.Tx) {
 		b.base.UIDNext = max(b.base.UIDNext, b.next)
 		b.base.Name = b.sn.Name

@@ -82,20 +82,61 @@ type account struct {
 	twins taken
 }
 
-// Account brings one account up to date. With final the account must be
-// blocked for clients. steps is the number of changes that were made; when a
-// final run made none, both sides are equal.
-func (c *Copier) Account(ctx context.Context, name string, final bool) (steps int, err error) {
-	conn, err := c.opt.Dial(ctx, name)
+// Account brings one account up to date while clients use it. steps is the
+// number of changes that were made.
+func (c *Copier) Account(ctx context.Context, name string) (steps int, err error) {
+	a, done, err := c.open(ctx, name)
 	if err != nil {
 		return 0, err
 	}
-	defer conn.Close()
-	defer context.AfterFunc(ctx, conn.Close)()
-	if !conn.Has("UIDPLUS") {
-		return 0, errors.New("production offers no UIDPLUS: UIDs cannot be reproduced; see the documentation of migrations")
+	defer done()
+	return a.pass(false)
+}
+
+// errRestless tells that production keeps getting mail by itself.
+var errRestless = errors.New("production and replica do not come to agree")
+
+// HandOver does the last of an account's copy-back: after a pass beside its
+// clients it calls block, which must keep them off, and returns when both sides
+// are equal. What production delivers by itself while one pass is under way is
+// found by the next.
+func (c *Copier) HandOver(ctx context.Context, name string, block func() error) error {
+	a, done, err := c.open(ctx, name)
+	if err != nil {
+		return err
 	}
-	a := &account{Copier: c, ctx: ctx, c: conn, name: name, final: final, job: "copy-back/" + name, twins: taken{}}
+	defer done()
+	if _, err := a.pass(false); err != nil {
+		return err
+	}
+	if err := block(); err != nil {
+		return err
+	}
+	for range 10 {
+		if steps, err := a.pass(true); err != nil || steps == 0 {
+			return err
+		}
+	}
+	return errRestless
+}
+
+func (c *Copier) open(ctx context.Context, name string) (*account, func(), error) {
+	conn, err := c.opt.Dial(ctx, name)
+	if err != nil {
+		return nil, nil, err
+	}
+	if !conn.Has("UIDPLUS") {
+		conn.Close()
+		return nil, nil, errors.New("production offers no UIDPLUS: UIDs cannot be reproduced; see the documentation of migrations")
+	}
+	stop := context.AfterFunc(ctx, conn.Close)
+	return &account{Copier: c, ctx: ctx, c: conn, name: name, job: "copy-back/" + name}, func() { stop(); conn.Close() }, nil
+}
+
+// pass merges once. With final the account is blocked for clients; when such a
+// pass makes no step, both sides are equal.
+func (a *account) pass(final bool) (steps int, err error) {
+	a.final, a.steps, a.twins = final, 0, taken{}
 	err = a.run()
 	return a.steps, err
 }
@@ -136,6 +177,9 @@ func (a *account) run() error {
 		if err := b.execute(); err != nil {
 			return fmt.Errorf("mailbox %s of %s: %w", b.sn.Name, a.name, err)
 		}
+	}
+	if a.steps == 0 {
+		return nil
 	}
 	return a.opt.Store.PlanTasks(a.ctx, a.job, a.tasks)
 }

@@ -486,6 +486,9 @@ func (b *box) finish(Plan) error {
 			return fmt.Errorf("raise HIGHESTMODSEQ: %w", err)
 		}
 	}
+	if sn.UIDNext >= b.next {
+		return nil
+	}
 	return b.opt.Store.Rebase(b.ctx, b.name, func(tx *replica.Tx) {
 		m := tx.BoxByID(b.id)
 		m.UIDNext = max(m.UIDNext, b.next)

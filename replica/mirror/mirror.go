@@ -202,6 +202,29 @@ func (m *Mirror) SyncAll(ctx context.Context, job string, only []string) error {
 	return j.run(ctx)
 }
 
+// CatchUp syncs every mailbox whose status shows a change, quickly and without
+// keeping tasks: sessions wait for it.
+func (m *Mirror) CatchUp(ctx context.Context) error {
+	j := &jobRun{m: m, start: time.Now()}
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(2 * m.opt.Streams)
+	for _, a := range m.opt.Store.Accounts() {
+		g.Go(func() error {
+			tasks, err := j.planAccount(ctx, a.Name)
+			for _, t := range tasks {
+				if err == nil {
+					err = m.SyncMailbox(ctx, t.Account, t.Mailbox)
+				}
+			}
+			if err != nil {
+				return fmt.Errorf("account %s: %w", a.Name, err)
+			}
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
 // SyncFolders implements snoop.Syncer.
 func (m *Mirror) SyncFolders(ctx context.Context, account string) error {
 	return m.with(ctx, account, func(c *imapc.Conn) error {

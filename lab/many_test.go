@@ -217,7 +217,8 @@ func TestB2_Thousands(t *testing.T) {
 		t.Fatalf("a takeover before anything happened: %+v", st.History)
 	}
 	time.Sleep(time.Second)
-	killed := time.Now()
+	shoot := s.Aim()
+	killed := time.Now().Add(200 * time.Millisecond) // by then all are waiting
 	until := killed.Add(3 * time.Second)
 	var mu sync.Mutex
 	var took []time.Duration
@@ -245,9 +246,11 @@ func TestB2_Thousands(t *testing.T) {
 			}
 		})
 	}
-	s.Kill()
+	time.Sleep(time.Until(killed))
+	shoot()
 	dead := time.Now()
 	wg.Wait()
+	s.Kill()
 	st = must(b.Status(t.Context()))(t)
 	var decided time.Time
 	for _, e := range st.History {
@@ -255,7 +258,7 @@ func TestB2_Thousands(t *testing.T) {
 			decided = e.At
 		}
 	}
-	t.Logf("%d sessions, broken: %v; production dead %s after the first signal, decision after %s", n, broken, dead.Sub(killed).Round(time.Millisecond), decided.Sub(killed).Round(time.Millisecond))
+	t.Logf("%d sessions, broken: %v; production dead %s after the kill, decision after %s", n, broken, dead.Sub(killed).Round(time.Millisecond), decided.Sub(killed).Round(time.Millisecond))
 	if len(took) > 0 {
 		first, last := quantile(took, 0), quantile(took, 1)
 		t.Logf("good answers: first %s, median %s, last %s after the kill; first %s, last %s after the decision", first.Round(time.Millisecond), quantile(took, 0.5).Round(time.Millisecond),

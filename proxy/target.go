@@ -32,6 +32,8 @@ type Endpoint struct {
 	Addr     string // host:port
 	Security Security
 	TLS      *tls.Config // for the two that need it
+	// Via makes the connection; nil is a net.Dialer.
+	Via func(ctx context.Context, network, addr string) (net.Conn, error)
 	// ProxyProtocol: send the client's address in a version 2 header first.
 	ProxyProtocol bool
 }
@@ -60,9 +62,13 @@ func (e Endpoint) Dial(ctx context.Context) (net.Conn, error) { return e.dial(ct
 
 // dial connects, with TLS if implicit, and sends the PROXY header.
 func (e Endpoint) dial(ctx context.Context, c Client) (net.Conn, error) {
-	d := net.Dialer{}
-	d.SetMultipathTCP(false)
-	conn, err := d.DialContext(ctx, "tcp", e.Addr)
+	via := e.Via
+	if via == nil {
+		d := net.Dialer{}
+		d.SetMultipathTCP(false)
+		via = d.DialContext
+	}
+	conn, err := via(ctx, "tcp", e.Addr)
 	if err != nil {
 		return nil, fmt.Errorf("production: %w", err)
 	}

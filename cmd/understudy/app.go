@@ -61,8 +61,11 @@ type app struct {
 	health api.Health
 }
 
+// dialer makes connections to production; nil is the network's.
+type dialer func(ctx context.Context, network, addr string) (net.Conn, error)
+
 // newApp builds everything, and opens the replica.
-func newApp(cfg config.Config, log *slog.Logger) (*app, error) {
+func newApp(cfg config.Config, log *slog.Logger, via dialer) (*app, error) {
 	a := &app{cfg: cfg, log: log, names: names{cfg.Master.Separator, !cfg.Accounts.ExactCase}}
 	var err error
 	if a.master, err = masterPassword(cfg.Master); err != nil {
@@ -71,6 +74,7 @@ func newApp(cfg config.Config, log *slog.Logger) (*app, error) {
 	if a.target, err = target(cfg.Production); err != nil {
 		return nil, err
 	}
+	a.target.IMAP.Via, a.target.SMTP.Via, a.target.Submission.Via = via, via, via
 	if len(cfg.Certificates) > 0 {
 		var pairs []proxy.Pair
 		for _, c := range cfg.Certificates {
@@ -284,13 +288,16 @@ func (a *app) run(ctx context.Context, ready func(map[string]string)) error {
 		<-ctx.Done()
 		return srv.Close()
 	})
-	g.Go(func() error { return a.keeper.Run(ctx) })
-	g.Go(func() error { return a.mirror.Run(ctx) })
-	g.Go(func() error { return a.prober.Run(ctx) })
-	g.Go(func() error { return a.learn.run(ctx) })
-	g.Go(func() error { return a.chores(ctx) })
+	a.work(ctx, g)
 	ready(addrs)
 	return g.Wait()
+}
+
+// work runs what needs no listener.
+func (a *app) work(ctx context.Context, g *errgroup.Group) {
+	for _, f := range []func(context.Context) error{a.keeper.Run, a.mirror.Run, a.prober.Run, a.learn.run, a.chores} {
+		g.Go(func() error { return f(ctx) })
+	}
 }
 
 type listener struct {

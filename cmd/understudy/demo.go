@@ -272,7 +272,7 @@ func (d *demonstration) protect(ctx context.Context) error {
 	cfg.Failover.Hold, cfg.Failover.Probe = config.Duration(300*time.Millisecond), config.Duration(200*time.Millisecond)
 	cfg.Failover.ReturnProbes = 3
 	var err error
-	if d.app, err = newApp(cfg, newLog("error", io.Discard)); err != nil {
+	if d.app, err = newApp(cfg, newLog("error", io.Discard), nil); err != nil {
 		return err
 	}
 	ended := make(chan error, 1)

@@ -171,7 +171,7 @@ func serve(e env) error {
 		return err
 	}
 	log := newLog(cfg.LogLevel, e.errOut)
-	a, err := newApp(cfg, log)
+	a, err := newApp(cfg, log, nil)
 	if err != nil {
 		return err
 	}

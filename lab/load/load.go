@@ -13,10 +13,12 @@ import (
 	"math/rand/v2"
 	"net"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"understudy/lab/check"
 	"understudy/replica/imapc"
 	"understudy/snoop/smtpwire"
 )
@@ -112,6 +114,18 @@ type Options struct {
 	Pause      time.Duration // between two commands of a client
 	Folder     string        // moves go there; it must exist
 	Deletes    bool
+	PerUser    int // IMAP clients of each user; 0 is one
+	// Dial connects; nil is the network's.
+	Dial func(ctx context.Context, addr string) (net.Conn, error)
+	// Book, if set, judges what IMAP clients are told.
+	Book *check.Book
+}
+
+func (o Options) dial(ctx context.Context, addr string) (net.Conn, error) {
+	if o.Dial != nil {
+		return o.Dial(ctx, addr)
+	}
+	return (&net.Dialer{}).DialContext(ctx, "tcp", addr)
 }
 
 // Run works as several clients until ctx ends: for each user one by IMAP and one
@@ -119,9 +133,11 @@ type Options struct {
 func Run(ctx context.Context, o Options, l *Ledger) {
 	var wg sync.WaitGroup
 	for i, u := range o.Users {
-		rng := rand.New(rand.NewPCG(o.Seed, uint64(i)))
-		c := &client{o: o, l: l, user: u, rng: rng, last: time.Now()}
-		wg.Go(func() { c.loop(ctx, c.imap) })
+		for j := range max(o.PerUser, 1) {
+			rng := rand.New(rand.NewPCG(o.Seed, uint64(i+10_000*j)))
+			c := &client{o: o, l: l, user: u, name: fmt.Sprint(j), rng: rng, last: time.Now()}
+			wg.Go(func() { c.loop(ctx, c.imap) })
+		}
 		if o.SMTP != "" {
 			m := &client{o: o, l: l, user: u, rng: rand.New(rand.NewPCG(o.Seed, uint64(i)+1000)), last: time.Now()}
 			wg.Go(func() { m.loop(ctx, m.smtp) })
@@ -134,6 +150,7 @@ type client struct {
 	o    Options
 	l    *Ledger
 	user string
+	name string
 	rng  *rand.Rand
 	n    int
 	mine []*held // in INBOX
@@ -167,39 +184,44 @@ func (c *client) loop(ctx context.Context, session func(context.Context) error) 
 
 func (c *client) next(kind string) string {
 	c.n++
-	return fmt.Sprintf("%s.%s.%d.%s", c.o.Tag, kind, c.n, c.user)
+	return fmt.Sprintf("%s.%s%s.%d.%s", c.o.Tag, kind, c.name, c.n, c.user)
 }
 
 // Message makes a message with a Message-ID.
 func Message(rng *rand.Rand, id, to string) []byte {
-	b := fmt.Appendf(nil, "From: Sender <sender@other.test>\r\nTo: <%s>\r\nSubject: =?utf-8?q?Gr=C3=BC=C3=9Fe?= %s\r\nMessage-ID: <%s>\r\nDate: %s\r\nMIME-Version: 1.0\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Transfer-Encoding: 8bit\r\n\r\n",
-		to, id, id, time.Now().Format(time.RFC1123Z))
+	b := fmt.Appendf(nil, "From: Sender <sender@other.test>\r\nTo: <%s>\r\nSubject: =?utf-8?q?Gr=C3=BC=C3=9Fe?= %s\r\nMessage-ID: <%s>\r\nX-Owner: %s\r\nDate: %s\r\nMIME-Version: 1.0\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Transfer-Encoding: 8bit\r\n\r\n",
+		to, id, id, to, time.Now().Format(time.RFC1123Z))
 	for range 1 + rng.IntN(60) {
 		b = fmt.Appendf(b, "Zeile %d mit Umlauten äöü und Zufall %016x\r\n", rng.IntN(1000), rng.Uint64())
 	}
 	return b
 }
 
-func (c *client) imap(ctx context.Context) error {
+func (c *client) imap(ctx context.Context) (err error) {
 	dctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
 	defer cancel()
-	conn, err := (&net.Dialer{}).DialContext(dctx, "tcp", c.o.IMAP)
+	conn, err := c.o.dial(dctx, c.o.IMAP)
 	if err != nil {
 		return err
+	}
+	if c.o.Book != nil {
+		w := c.o.Book.Watch(conn, c.user)
+		defer func() { w.Done(err == nil) }()
+		conn = w
 	}
 	ic, err := imapc.New(dctx, conn, imapc.Options{Timeout: 30 * time.Second})
 	if err != nil {
 		return err
 	}
 	defer ic.Close()
-	if err := ic.Login(c.user, "", c.o.Password(c.user)); err != nil {
+	if err = ic.Login(c.user, "", c.o.Password(c.user)); err != nil {
 		return err
 	}
-	if err := c.look(ic); err != nil {
+	if err = c.look(ic); err != nil {
 		return err
 	}
 	for ctx.Err() == nil {
-		if err := c.one(ic); err != nil {
+		if err = c.one(ic); err != nil {
 			return err
 		}
 		c.good()
@@ -249,7 +271,30 @@ func (c *client) one(ic *imapc.Conn) error {
 	case k < 9 && c.o.Folder != "":
 		return c.move(ic)
 	}
-	_, err := ic.Do("NOOP", nil)
+	return c.read(ic)
+}
+
+// read asks for something that changes nothing.
+func (c *client) read(ic *imapc.Conn) error {
+	cmd := "NOOP"
+	switch k := c.rng.IntN(8); {
+	case k == 0:
+		cmd = "FETCH 1:* (UID FLAGS)"
+	case k == 1:
+		cmd = "UID SEARCH UNDELETED"
+	case k == 2 && len(c.mine) > 0:
+		_, h := c.pick()
+		cmd = fmt.Sprintf("UID FETCH %d (FLAGS BODY.PEEK[])", h.uid)
+	case k == 3:
+		cmd = `LIST "" *`
+	case k == 4:
+		cmd = "STATUS INBOX (MESSAGES UIDNEXT)"
+	}
+	_, err := ic.Do(cmd, nil)
+	var no *imapc.NoError
+	if errors.As(err, &no) && strings.HasPrefix(cmd, "FETCH") {
+		return nil // the mailbox is empty
+	}
 	return err
 }
 
@@ -317,7 +362,9 @@ func (c *client) delete(ic *imapc.Conn) error {
 // smtp sends messages to the user, several in a session. A message without an
 // answer is sent again, as a mail server would.
 func (c *client) smtp(ctx context.Context) error {
-	conn, err := (&net.Dialer{Timeout: 5 * time.Second}).Dial("tcp", c.o.SMTP)
+	dctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
+	defer cancel()
+	conn, err := c.o.dial(dctx, c.o.SMTP)
 	if err != nil {
 		return err
 	}

@@ -422,6 +422,18 @@ func (s *Site) Kill() {
 	s.KillPostfix()
 }
 
+// Aim looks up all processes of both daemons now, and returns what ends them
+// with SIGKILL at one blow. Kill has to be called afterwards.
+func (s *Site) Aim() func() {
+	all := append(family(s.dovecot.Process.Pid), family(s.postfix.Process.Pid)...)
+	groups := []int{-s.dovecot.Process.Pid, -s.postfix.Process.Pid}
+	return func() {
+		for _, pid := range append(groups, all...) {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
+	}
+}
+
 // KillDovecot ends every process of Dovecot with SIGKILL.
 func (s *Site) KillDovecot() { kill(&s.dovecot, s.dovecotDone) }
 

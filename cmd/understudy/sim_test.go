@@ -1,0 +1,500 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"understudy/console/config"
+	"understudy/failover"
+	"understudy/failover/imapd"
+	"understudy/failover/smtpd"
+	"understudy/lab/check"
+	"understudy/lab/load"
+	"understudy/proxy"
+	"understudy/replica"
+	"understudy/replica/imapc"
+	"understudy/replica/row"
+)
+
+// world is a site in one process under virtual time: a mail server that can be
+// killed and frozen, the real Understudy before it, and clients. Connections are
+// pipes.
+type world struct {
+	t     *testing.T
+	rng   *rand.Rand
+	dir   string
+	users []string
+	log   *slog.Logger
+	text  *strings.Builder
+
+	mu     sync.Mutex
+	prod   *simServer    // nil: dead
+	box    *simBox       // nil: dead
+	frozen chan struct{} // closed when production goes on
+	plan   []string
+}
+
+const simMaster, simMasterPassword = "master", "master-secret"
+
+func simPassword(user string) string { return "pw-" + user }
+
+// simServer is production.
+type simServer struct {
+	front  *proxy.Proxy
+	store  *replica.Store
+	cancel context.CancelFunc
+	ctx    context.Context
+	g      errgroup.Group
+	mu     sync.Mutex
+	conns  []net.Conn
+}
+
+// simBox is the Understudy.
+type simBox struct {
+	app    *app
+	ctx    context.Context
+	cancel context.CancelFunc
+	g      errgroup.Group
+}
+
+func newWorld(t *testing.T, seed uint64) *world {
+	base := ""
+	if fi, err := os.Stat("/dev/shm"); err == nil && fi.IsDir() {
+		base = "/dev/shm"
+	}
+	dir, err := os.MkdirTemp(base, "understudy-sim-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &world{t: t, rng: rand.New(rand.NewPCG(seed, 1)), dir: dir, users: []string{"anna@sim.test", "bert@sim.test"}, text: &strings.Builder{}}
+	w.log = slog.New(slog.NewTextHandler(&lockedWriter{w: w.text}, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	return w
+}
+
+type lockedWriter struct {
+	mu sync.Mutex
+	w  io.Writer
+}
+
+func (l *lockedWriter) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.w.Write(p)
+}
+
+// start starts production on what it has on disk.
+func (w *world) start() {
+	store, err := replica.Open(replica.Options{Dir: filepath.Join(w.dir, "prod"), Primary: true, FoldCase: true})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	d := demoSite{Domain: "sim.test", Users: map[string]string{}, Master: simMaster, MasterPassword: simMasterPassword}
+	s := &simServer{store: store}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	for _, u := range w.users {
+		d.Users[u] = simPassword(u)
+		if err := d.ensure(s.ctx, store, u); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+	quiet := slog.New(slog.DiscardHandler)
+	p := &primary{d: d, store: store}
+	p.imap = imapd.New(imapd.Options{Store: store, Log: quiet})
+	p.smtp = smtpd.New(smtpd.Options{Store: store, NewSpool: func() row.Spool { return store.Blobs.Spool() }, Hostname: "mail.sim.test", MaxSize: 50 << 20, Log: quiet,
+		Local: func(addr string) bool { return strings.HasSuffix(addr, "@sim.test") },
+		Check: func(user, pw string) (string, error) {
+			return p.Authenticate(s.ctx, proxy.Login{User: user, AuthUser: user, Password: pw})
+		}})
+	p.smtp.Replay(s.ctx)
+	if s.front, err = proxy.New(proxy.Options{Gate: p, Tap: p, IMAP: p, SMTP: p, Caps: imapd.Caps(), PlainOK: true, Log: quiet}); err != nil {
+		w.t.Fatal(err)
+	}
+	s.front.Greet(proxy.Greeting{Text: "Simulated server ready.", Auth: []string{"AUTH=PLAIN", "AUTH=LOGIN"}})
+	w.mu.Lock()
+	w.prod = s
+	w.mu.Unlock()
+}
+
+// kill ends production: connections break at any byte; what a command had begun
+// is finished without an answer.
+func (w *world) kill() {
+	w.mu.Lock()
+	s := w.prod
+	w.prod = nil
+	w.mu.Unlock()
+	if s == nil {
+		return
+	}
+	s.cut(1)
+	s.cancel()
+	_ = s.g.Wait()
+	if err := s.store.Close(); err != nil {
+		w.t.Error(err)
+	}
+}
+
+// cut breaks every n-th connection.
+func (s *simServer) cut(n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i, c := range s.conns {
+		if i%n == 0 {
+			_ = c.Close()
+		}
+	}
+}
+
+// gated is production's end of a connection: slow, in pieces, and stopped while
+// production is frozen.
+type gated struct {
+	net.Conn
+	w *world
+}
+
+func (g *gated) pass() {
+	g.w.mu.Lock()
+	frozen, pause := g.w.frozen, time.Duration(g.w.rng.IntN(2000))*time.Microsecond
+	g.w.mu.Unlock()
+	time.Sleep(pause)
+	if frozen != nil {
+		<-frozen
+	}
+}
+
+func (g *gated) Read(p []byte) (int, error) {
+	n, err := g.Conn.Read(p)
+	g.pass()
+	return n, err
+}
+
+func (g *gated) Write(p []byte) (int, error) {
+	g.pass()
+	done := 0
+	for done < len(p) {
+		n, err := g.Conn.Write(p[done:min(len(p), done+7+len(p)/3)])
+		done += n
+		if err != nil {
+			return done, err
+		}
+	}
+	return done, nil
+}
+
+var errRefused = errors.New("connection refused")
+
+// toProduction connects to production; addr is host:port.
+func (w *world) toProduction(_ context.Context, _, addr string) (net.Conn, error) {
+	w.mu.Lock()
+	s := w.prod
+	w.mu.Unlock()
+	if s == nil {
+		return nil, errRefused
+	}
+	kind := proxy.IMAP
+	if strings.HasSuffix(addr, ":25") {
+		kind = proxy.SMTP
+	}
+	near, far := net.Pipe()
+	s.mu.Lock()
+	s.conns = append(s.conns, far)
+	s.mu.Unlock()
+	s.g.Go(func() error {
+		s.front.ServeConn(s.ctx, &gated{far, w}, kind)
+		return nil
+	})
+	return near, nil
+}
+
+// toBox connects a client to the Understudy.
+func (w *world) toBox(_ context.Context, addr string) (net.Conn, error) {
+	w.mu.Lock()
+	b := w.box
+	w.mu.Unlock()
+	if b == nil {
+		return nil, errRefused
+	}
+	kind := proxy.IMAP
+	if addr == "smtp" {
+		kind = proxy.SMTP
+	}
+	near, far := net.Pipe()
+	b.g.Go(func() error {
+		b.app.proxy.ServeConn(b.ctx, far, kind)
+		return nil
+	})
+	return near, nil
+}
+
+// startBox starts the Understudy on what it has on disk.
+func (w *world) startBox() {
+	c := config.Default()
+	c.Data, c.Hostname = filepath.Join(w.dir, "box"), "mail.sim.test"
+	c.Production.IMAP, c.Production.SMTP, c.Production.Timeout = "prod:143", "prod:25", config.Duration(3*time.Second)
+	c.Master = config.Master{User: simMaster, Password: simMasterPassword}
+	c.Accounts.List, c.Accounts.Domains = w.users, []string{"sim.test"}
+	c.Listen.PlainLogin = true
+	c.Standby.LearnLogins = false
+	c.Mirror.Sweep, c.Mirror.Idle = config.Duration(2*time.Second), 2
+	s := config.Duration(time.Second)
+	c.Failover = config.Failover{Mode: "automatic", Hold: s, HoldSilent: 2 * s, Probe: s / 4, ProbeTimeout: s, ReturnProbes: 2, AutoHandback: true, OwedAfter: 20 * s}
+	a, err := newApp(c, w.log, w.toProduction)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	b := &simBox{app: a}
+	b.ctx, b.cancel = context.WithCancel(context.Background())
+	a.work(b.ctx, &b.g)
+	w.mu.Lock()
+	w.box = b
+	w.mu.Unlock()
+}
+
+func (w *world) stopBox() {
+	w.mu.Lock()
+	b := w.box
+	w.box = nil
+	w.mu.Unlock()
+	b.cancel()
+	_ = b.g.Wait()
+	if err := b.app.Close(); err != nil {
+		w.t.Error(err)
+	}
+}
+
+func (w *world) phase() failover.Phase {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.box.app.keeper.State().Phase
+}
+
+// wait waits for a phase, for some minutes of virtual time.
+func (w *world) wait(phases ...failover.Phase) bool {
+	for range 6000 {
+		for _, p := range phases {
+			if w.phase() == p {
+				return true
+			}
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	w.t.Errorf("still %s, not %s", w.phase(), phases)
+	return false
+}
+
+func (w *world) freeze(on bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	switch {
+	case on && w.frozen == nil:
+		w.frozen = make(chan struct{})
+	case !on && w.frozen != nil:
+		close(w.frozen)
+		w.frozen = nil
+	}
+}
+
+func (w *world) some(limit time.Duration) time.Duration {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return time.Duration(w.rng.Int64N(int64(limit)))
+}
+
+// faults does what the seed has in store. It reports whether the Understudy
+// itself was ended, when sessions may break.
+func (w *world) faults() (boxDied bool) {
+	for range 1 + w.rng.IntN(3) {
+		time.Sleep(w.some(2 * time.Second))
+		kind := w.rng.IntN(8)
+		w.plan = append(w.plan, []string{"kill", "kill", "restart", "freeze", "blip", "cut", "planned", "box"}[kind])
+		switch kind {
+		case 0, 1: // long dead; the second time the box, too
+			w.kill()
+			time.Sleep(w.some(6 * time.Second))
+			if kind == 1 {
+				boxDied = true
+				w.stopBox()
+				time.Sleep(w.some(time.Second))
+				w.startBox()
+				time.Sleep(w.some(4 * time.Second))
+			}
+			w.start()
+		case 2: // inside the hold
+			w.kill()
+			time.Sleep(w.some(500 * time.Millisecond))
+			w.start()
+		case 3:
+			w.freeze(true)
+			time.Sleep(3*time.Second + w.some(6*time.Second))
+			w.freeze(false)
+		case 4:
+			w.freeze(true)
+			time.Sleep(w.some(time.Second))
+			w.freeze(false)
+		case 5:
+			w.mu.Lock()
+			s := w.prod
+			w.mu.Unlock()
+			s.cut(1 + int(w.some(3)))
+		case 6:
+			w.wait(failover.Protecting)
+			w.box.app.keeper.Tell(failover.Happened{Event: failover.Takeover})
+			time.Sleep(w.some(5 * time.Second))
+		case 7:
+			boxDied = true
+			w.stopBox()
+			time.Sleep(w.some(2 * time.Second))
+			w.startBox()
+		}
+	}
+	return boxDied
+}
+
+func (w *world) dial(user string, to func(context.Context, string) (net.Conn, error), addr string) *imapc.Conn {
+	conn, err := to(context.Background(), addr)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	c, err := imapc.New(context.Background(), conn, imapc.Options{})
+	if err == nil {
+		err = c.Login(user, "", simPassword(user))
+	}
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return c
+}
+
+func (w *world) direct(ctx context.Context, addr string) (net.Conn, error) {
+	return w.toProduction(ctx, "tcp", addr)
+}
+
+// look reads an account in both ways.
+func (w *world) look(user string) (found map[string]load.Found, differ string) {
+	var all []map[string]load.Found
+	for _, c := range []*imapc.Conn{w.dial(user, w.direct, "prod:143"), w.dial(user, w.toBox, "imap")} {
+		f, err := load.Look(c)
+		if err != nil {
+			w.t.Error(err)
+		}
+		all = append(all, f)
+		c.Close()
+	}
+	if fmt.Sprint(all[0]) != fmt.Sprint(all[1]) {
+		differ = fmt.Sprintf("%v\n%v", all[0], all[1])
+	}
+	return all[0], differ
+}
+
+// simulate runs one seed.
+func simulate(t *testing.T, seed uint64, sabotage func(net.Conn) net.Conn) (faults []string) {
+	w := newWorld(t, seed)
+	defer func() { _ = os.RemoveAll(w.dir) }()
+	w.start()
+	for _, u := range w.users {
+		c := w.dial(u, w.direct, "prod:143")
+		if _, err := c.Do("CREATE Filed", nil); err != nil {
+			t.Fatal(err)
+		}
+		c.Close()
+	}
+	w.startBox()
+	w.wait(failover.Protecting)
+	book, l := check.NewBook(), &load.Ledger{}
+	ctx, stop := context.WithCancel(context.Background())
+	var clients sync.WaitGroup
+	dial := func(ctx context.Context, addr string) (net.Conn, error) {
+		c, err := w.toBox(ctx, addr)
+		if err == nil && sabotage != nil && addr == "imap" {
+			c = sabotage(c)
+		}
+		return c, err
+	}
+	clients.Go(func() {
+		load.Run(ctx, load.Options{IMAP: "imap", SMTP: "smtp", Users: w.users, Password: simPassword, Seed: seed, Tag: "sim", Pause: 30 * time.Millisecond,
+			Folder: "Filed", Deletes: true, PerUser: 2, Dial: dial, Book: book}, l)
+	})
+	boxDied := w.faults()
+	time.Sleep(time.Second)
+	if !w.wait(failover.Protecting) {
+		faults = append(faults, "production does not come back to answer")
+	}
+	time.Sleep(time.Second)
+	stop()
+	clients.Wait()
+	for range 1200 { // what is owed is given again
+		if w.box.app.store.HeldCount() == 0 {
+			break
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	stores := map[string]map[string]load.Found{}
+	for _, u := range w.users {
+		if err := w.box.app.mirror.SyncAll(context.Background(), "sweep", []string{u}); err != nil {
+			faults = append(faults, err.Error())
+		}
+		found, differ := w.look(u)
+		if stores[u] = found; differ != "" {
+			faults = append(faults, "through the box "+u+" differs: "+differ)
+		}
+	}
+	v := l.Judge(stores)
+	if !v.OK() || v.Confirmed == 0 {
+		faults = append(faults, v.String())
+	}
+	if !boxDied && (l.Broken.Load() > 0 || v.Unanswered > 0) {
+		faults = append(faults, fmt.Sprintf("%d sessions broke, %d commands were not answered: %v", l.Broken.Load(), v.Unanswered, l.Breaks()))
+	}
+	faults = append(faults, book.Faults()...)
+	w.stopBox()
+	w.kill()
+	if len(faults) > 0 {
+		if dir := os.Getenv("UNDERSTUDY_LOGS"); dir != "" {
+			_ = os.WriteFile(filepath.Join(dir, fmt.Sprintf("sim-%d.history", seed)), book.History(), 0o600)
+			_ = os.WriteFile(filepath.Join(dir, fmt.Sprintf("sim-%d.log", seed)), []byte(w.text.String()), 0o600)
+		}
+		faults = append(faults, fmt.Sprintf("seed %d, plan %v", seed, w.plan))
+	}
+	return faults
+}
+
+func number(name string, otherwise uint64) uint64 {
+	if n, err := strconv.ParseUint(os.Getenv(name), 10, 64); err == nil {
+		return n
+	}
+	return otherwise
+}
+
+// B2, B5, M13, M16, T28: simulated sites under faults of all sorts, one or
+// several, the Understudy's own end among them. UNDERSTUDY_SEEDS says how many,
+// UNDERSTUDY_SEED which one first.
+func TestB5_SimulatedFaults(t *testing.T) {
+	n, first := number("UNDERSTUDY_SEEDS", 60), number("UNDERSTUDY_SEED", uint64(time.Now().UnixNano())%1e9)
+	began := time.Now()
+	t.Logf("seeds %d to %d", first, first+n-1)
+	for seed := first; seed < first+n; seed++ {
+		synctest.Test(t, func(t *testing.T) {
+			for _, f := range simulate(t, seed, nil) {
+				t.Error(f)
+			}
+		})
+		if t.Failed() {
+			break
+		}
+	}
+	t.Logf("%.0f seeds a minute", float64(n)/time.Since(began).Minutes())
+}

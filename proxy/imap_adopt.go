@@ -143,27 +143,31 @@ func (s *imapSession) relogin(ctx context.Context, lease Lease) (*upstream, erro
 // restore opens the mailbox, and finds out how the client's view of it differs.
 func (s *imapSession) restore(up *upstream) error {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.track.CondStore && hasWord(up.caps, "CONDSTORE") && hasWord(up.caps, "ENABLE") {
+	condstore, box := s.track.CondStore, s.track.Box
+	if s.track.Opening() {
+		box = nil
+	}
+	s.numbers, s.news = imapsession.Numbers{}, news{}
+	// Sent again without a second answer: only as a non-synchronising literal.
+	asked := slices.ContainsFunc(s.track.Outstanding(), func(c *imapsession.Cmd) bool { return c.Continued && c.Verb != "IDLE" })
+	s.mu.Unlock()
+	if asked && !hasWord(up.caps, "LITERAL+") {
+		return fmt.Errorf("%w: upstream has no LITERAL+", imapsession.ErrNotAdoptable)
+	}
+	if condstore && hasWord(up.caps, "CONDSTORE") && hasWord(up.caps, "ENABLE") {
 		if _, err := up.command("UA1", "ENABLE CONDSTORE"); err != nil {
 			return err
 		}
 	}
-	for _, c := range s.track.Outstanding() {
-		// Sent again without a second answer: only as a non-synchronising literal.
-		if !hasWord(up.caps, "LITERAL+") && len(c.Text) > 0 && c.Continued && c.Verb != "IDLE" {
-			return fmt.Errorf("%w: upstream has no LITERAL+", imapsession.ErrNotAdoptable)
-		}
-	}
-	s.numbers, s.news = imapsession.Numbers{}, news{}
-	box := s.track.Box
-	if box == nil || s.track.Opening() {
+	if box == nil {
 		return nil
 	}
 	st, uids, modseq, err := s.reopen(up, box)
 	if err != nil {
 		return err
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	filled, err := box.Fill(uids)
 	if err != nil {
 		return err
@@ -208,19 +212,29 @@ func (s *imapSession) reopen(up *upstream, box *imapsession.Box) (st BoxState, u
 	if uids, modseq, ok := s.p.opt.Tap.View(s.account, box.Name, st); ok {
 		return st, uids, modseq, nil
 	}
-	r, err = up.ask("UA3", "UID SEARCH ALL", func(r imapwire.Response) {
-		if r.Name == "SEARCH" {
+	// What production tells of changes meanwhile is in the next answer.
+	for range 20 {
+		var uids []uint32
+		changed := false
+		r, err = up.ask("UA3", "UID SEARCH ALL", func(r imapwire.Response) {
+			changed = changed || r.Name == "EXPUNGE" || r.Name == "EXISTS"
+			if r.Name != "SEARCH" {
+				return
+			}
 			for _, f := range strings.Fields(string(r.Rest)) {
 				n, _ := strconv.ParseUint(f, 10, 32)
 				uids = append(uids, uint32(n))
 			}
+		})
+		if err == nil && r.Name != "OK" {
+			err = fmt.Errorf("UID SEARCH: %s", r.Name)
 		}
-	})
-	if err == nil && r.Name != "OK" {
-		err = fmt.Errorf("UID SEARCH: %s", r.Name)
+		if err != nil || !changed {
+			slices.Sort(uids)
+			return st, uids, 0, err
+		}
 	}
-	slices.Sort(uids)
-	return st, uids, 0, err
+	return st, nil, 0, errors.New("the mailbox changes too fast")
 }
 
 // ask sends a command and reads its answers.
@@ -298,7 +312,14 @@ func (s *imapSession) restOfLiteral(up *upstream, u *unit) error {
 	if i := strings.IndexByte(ask, '<'); i >= 0 {
 		ask = strings.TrimSuffix(ask, ">") + fmt.Sprintf(".%d>", u.size)
 	}
-	if _, err := fmt.Fprintf(up.Conn, "UA4 UID FETCH %d (%s)\r\n", u.uid, ask); err != nil {
+	s.mu.Lock()
+	// By number: then no EXPUNGE can come in between (RFC 9051 section 7.5.1).
+	n, there := s.numbers.Server(uint32(slices.Index(s.track.Box.View, u.uid) + 1))
+	s.mu.Unlock()
+	if !there {
+		return fmt.Errorf("%w: UID %d is gone in the middle of its transfer", imapsession.ErrNotAdoptable, u.uid)
+	}
+	if _, err := fmt.Fprintf(up.Conn, "UA4 FETCH %d (%s)\r\n", n, ask); err != nil {
 		return err
 	}
 	found := false
@@ -310,6 +331,12 @@ func (s *imapSession) restOfLiteral(up *upstream, u *unit) error {
 		r := imapwire.ParseResponse([]byte(line))
 		if r.Tag == "UA4" {
 			break
+		}
+		if r.Name == "EXISTS" {
+			s.mu.Lock()
+			s.track.Grow(make([]uint32, max(0, int(s.numbers.Exists(r.Num))-len(s.track.Box.View))))
+			s.news.exists = true
+			s.mu.Unlock()
 		}
 		lit := imapwire.ParseMarker([]byte(line + "\r\n"))
 		if r.Name != "FETCH" || !lit.Present {
@@ -461,9 +488,7 @@ func (s *imapSession) tellNews(verb string) []byte {
 			out = fmt.Appendf(out, "* %d EXPUNGE\r\n", n)
 		}
 	}
-	if s.news.exists {
-		out = fmt.Appendf(out, "* %d EXISTS\r\n", len(s.track.Box.View))
-	}
+	out = append(out, s.tellExists()...)
 	for _, f := range s.news.flags {
 		if i := slices.Index(s.track.Box.View, f.UID); i >= 0 {
 			out = fmt.Appendf(out, "* %d FETCH (UID %d FLAGS %s)\r\n", i+1, f.UID, imapwire.FormatFlags(f.Flags))
@@ -471,6 +496,16 @@ func (s *imapSession) tellNews(verb string) []byte {
 	}
 	s.news = news{}
 	return out
+}
+
+// tellExists tells of messages that the mailbox has got: before anything else is
+// said of them. mu is held.
+func (s *imapSession) tellExists() []byte {
+	if !s.news.exists || s.track.Box == nil {
+		return nil
+	}
+	s.news.exists = false
+	return fmt.Appendf(nil, "* %d EXISTS\r\n", len(s.track.Box.View))
 }
 
 // clientNumbers translates the number of an untagged response; mu is held. hide

@@ -194,6 +194,7 @@ func (s *imapSession) serverUnit(ctx context.Context, up *upstream, line []byte,
 	if moved != nil {
 		line, v.line = moved, moved
 	}
+	v.before = s.tellExists()
 	oldest := s.track.Oldest()
 	ev := s.track.Server(line)
 	box := s.track.Box
@@ -253,7 +254,7 @@ func (s *imapSession) serverUnit(ctx context.Context, up *upstream, line []byte,
 	}
 	if ev.Cmd != nil {
 		s.mu.Lock()
-		v.before, s.settles = s.tellNews(ev.Cmd.Verb), false
+		v.before, s.settles = append(v.before, s.tellNews(ev.Cmd.Verb)...), false
 		s.mu.Unlock()
 		select {
 		case s.calm <- struct{}{}:

@@ -48,6 +48,18 @@ func (u *upstream) shut() {
 	}
 }
 
+// lock is a mutex that is held while a peer is waited for. Made of a channel, it
+// shows as waiting to tests under virtual time.
+type lock chan struct{}
+
+func newLock() lock { return make(lock, 1) }
+
+// Lock implements sync.Locker.
+func (l lock) Lock() { l <- struct{}{} }
+
+// Unlock implements sync.Locker.
+func (l lock) Unlock() { <-l }
+
 // imapSession is a session after login. Its upstream can be replaced at any
 // moment: what the client is still owed is asked of the next one.
 //
@@ -64,7 +76,7 @@ type imapSession struct {
 	client  net.Conn
 	life    context.Context // of the session, and of what stands in for production
 
-	send     sync.Mutex
+	send     lock
 	attached *sync.Cond // on send: up or over changed
 	up       *upstream  // nil: none takes commands
 	over     bool       // the session ends
@@ -86,14 +98,14 @@ type imapSession struct {
 	calm    chan struct{} // a command was answered
 	ended   chan struct{}
 
-	wmu       sync.Mutex // writes to the client
+	wmu       lock // writes to the client
 	clientDue time.Time
 }
 
 func newIMAPSession(p *Proxy, account string, l Login, who Client, client net.Conn) *imapSession {
 	s := &imapSession{p: p, account: account, login: l, who: who, client: client, track: imapsession.New(account), heard: time.Now(),
-		spools: map[*imapsession.Cmd]row.Spool{}, proceed: make(chan bool, 1), calm: make(chan struct{}, 1), ended: make(chan struct{})}
-	s.attached = sync.NewCond(&s.send)
+		spools: map[*imapsession.Cmd]row.Spool{}, send: newLock(), wmu: newLock(), proceed: make(chan bool, 1), calm: make(chan struct{}, 1), ended: make(chan struct{})}
+	s.attached = sync.NewCond(s.send)
 	return s
 }
 

@@ -48,7 +48,7 @@ func (p *Proxy) serveSMTP(ctx context.Context, conn net.Conn, kind Kind) {
 	s := &smtpSession{p: p, conn: conn}
 	s.client = Client{Addr: conn.RemoteAddr(), Local: conn.LocalAddr(), Submission: kind != SMTP, TLS: kind == Submissions}
 	s.buffers()
-	s.seam.s = s
+	s.seam.s, s.seam.mu = s, newLock()
 	defer s.seam.leave()
 	hi, err := s.seam.call(ctx, func(up *smtpUpstream) (smtpwire.Reply, error) { return up.hi, nil })
 	if err != nil {

@@ -60,7 +60,7 @@ func (u *smtpUpstream) wholeBody(sp row.Spool) (smtpwire.Reply, error) {
 // at work.
 type smtpSeam struct {
 	s  *smtpSession
-	mu sync.Mutex
+	mu lock
 	up *smtpUpstream // nil: the next call gets one
 	wg sync.WaitGroup
 }

@@ -10,12 +10,12 @@ type Conn struct {
 	net.Conn
 	s    *Session
 	once sync.Once
-	wmu  sync.Mutex
+	wmu  chan struct{} // held while the peer is waited for
 }
 
 // Watch follows a client's connection, from behind its login.
 func (b *Book) Watch(c net.Conn, account string) *Conn {
-	return &Conn{Conn: c, s: b.Session(account)}
+	return &Conn{Conn: c, s: b.Session(account), wmu: make(chan struct{}, 1)}
 }
 
 // Read implements net.Conn.
@@ -30,8 +30,8 @@ func (c *Conn) Read(p []byte) (int, error) {
 // Write implements net.Conn. It is followed before it is sent: an answer must
 // not come first.
 func (c *Conn) Write(p []byte) (int, error) {
-	c.wmu.Lock()
-	defer c.wmu.Unlock()
+	c.wmu <- struct{}{}
+	defer func() { <-c.wmu }()
 	c.s.Client(p)
 	return c.Conn.Write(p)
 }

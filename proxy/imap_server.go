@@ -204,9 +204,8 @@ func (s *imapSession) serverUnit(ctx context.Context, up *upstream, line []byte,
 	if signal {
 		s.waiting = nil
 	}
-	if ev.Resp.Tag == "+" && oldest != nil {
-		v.drop = oldest.Verb == "IDLE" && oldest.Continued && !signal
-		s.continued(oldest)
+	if ev.Resp.Tag == "+" {
+		v.drop = s.continued(oldest, signal)
 	}
 	s.unit.begin(ev.Resp, box, oldest)
 	if ev.Selected {
@@ -264,13 +263,22 @@ func (s *imapSession) serverUnit(ctx context.Context, up *upstream, line []byte,
 	return v, nil
 }
 
-// continued notes that the client is told "+"; mu is held.
-func (s *imapSession) continued(oldest *imapsession.Cmd) {
-	if c := s.track.Current(); c != nil {
-		c.Continued = true
-		return
+// continued notes that the client is told "+", and reports whether it was told
+// before; mu is held.
+func (s *imapSession) continued(oldest *imapsession.Cmd, awaited bool) (before bool) {
+	c := s.track.Current()
+	if c == nil {
+		c = oldest
 	}
-	oldest.Continued = true
+	switch {
+	case c != nil && awaited:
+		c.Continued = true
+	case c != nil && c.Verb == "IDLE" && c.Continued:
+		return true
+	default:
+		s.track.Doubt = "continuation that nobody waits for"
+	}
+	return false
 }
 
 // settleChange makes a change durable that production accepted. If that fails,

@@ -128,6 +128,9 @@ func (t *Tracker) Client(p imapwire.Piece, b []byte) (c *Cmd, done bool, err err
 			t.doubt("control character in a command")
 		}
 		t.cur = &Cmd{Tag: imapwire.Tag(b), Verb: imapwire.Verb(b)}
+		if t.cur.Verb == "" || bytes.ContainsAny(b[:len(t.cur.Tag)], "(){%*\"\\+") || len(t.cur.Tag) == 0 {
+			t.doubt("line that is no command") // its answer has no tag
+		}
 		t.pending = append(t.pending, t.cur)
 	}
 	c = t.cur

@@ -52,6 +52,7 @@ type app struct {
 	cache  *snoop.Cache
 	smtp   *smtpd.Server
 	actor  *actor
+	losses *losses
 	keeper *keeper.Keeper
 	proxy  *proxy.Proxy
 	learn  *learner
@@ -203,11 +204,14 @@ func (a *app) assemble() error {
 		Local: a.local, Check: sb.check, MaxSize: cfg.Listen.MaxMessage, Log: a.log})
 	sb.smtp = a.smtp
 	sb.imap = imapd.New(imapd.Options{Store: a.store, Log: a.log, MaxMessage: cfg.Listen.MaxMessage})
-	a.actor = &actor{store: a.store, mirror: a.mirror, copier: copyback.New(copyback.Options{Store: a.store, Dial: a.dialMaster, Log: a.log}),
+	var err error
+	if a.losses, err = newLosses(a.store, a.mirror, a.log); err != nil {
+		return err
+	}
+	a.actor = &actor{store: a.store, mirror: a.mirror, copier: copyback.New(copyback.Options{Store: a.store, Dial: a.dialMaster, Log: a.log, Lacked: a.losses.lacked}),
 		smtp: a.smtp, fence: cfg.Failover.FenceCommand, holdFor: cfg.Standby.HoldFor.D(), log: a.log}
 	f := cfg.Failover
-	var err error
-	a.keeper, err = keeper.New(keeper.Options{Actor: a.actor, Log: a.log,
+	a.keeper, err = keeper.New(keeper.Options{Actor: a.actor, Log: a.log, Changed: a.losses.changed,
 		Limits: failover.Limits{Mode: failover.Mode(f.Mode), Hold: f.Hold.D(), HoldSilent: f.HoldSilent.D(), ReturnProbes: f.ReturnProbes,
 			AutoHandback: f.AutoHandback, Cooldown: f.Cooldown.D()},
 		Load: func(s *failover.State) (bool, error) { return a.store.LoadJSON("failover", s) },

@@ -42,6 +42,7 @@ func commands() map[string]command {
 		"sync":        {"read from production now", syncNow},
 		"acknowledge": {"acknowledge the last takeover, so that automatic works again", acknowledge},
 		"tasks":       {"list the tasks of copying in and back", tasks},
+		"losses":      {"show what the last takeover may have lost, and what it did", lossesCmd},
 		"accounts":    {"list accounts", accounts},
 		"routes":      {"list learned recipients", routes},
 		"fingerprint": {"print what the replica holds of an account, to be compared", fingerprint},

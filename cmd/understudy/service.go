@@ -182,6 +182,9 @@ func (a *app) Accounts() ([]api.Account, error) {
 // Tasks implements api.Service.
 func (a *app) Tasks(job string) ([]row.Task, error) { return a.store.Tasks(job) }
 
+// Losses implements api.Service.
+func (a *app) Losses() (row.Loss, error) { return a.losses.Last(), nil }
+
 // Routes implements api.Service.
 func (a *app) Routes() ([]row.Route, error) { return a.store.Routes(), nil }
 

@@ -91,6 +91,8 @@ type Service interface {
 	Accounts() ([]Account, error)
 	Tasks(job string) ([]row.Task, error)
 	Routes() ([]row.Route, error)
+	// Losses is the ledger of the last takeover.
+	Losses() (row.Loss, error)
 	// Fingerprint lists what the replica holds of an account, a line for each
 	// mailbox and message.
 	Fingerprint(account string) ([]string, error)
@@ -107,6 +109,7 @@ func Handler(s Service) http.Handler {
 	get(mux, "/v1/status", func(*http.Request) (any, error) { return s.Status() })
 	get(mux, "/v1/accounts", func(*http.Request) (any, error) { return s.Accounts() })
 	get(mux, "/v1/tasks", func(r *http.Request) (any, error) { return s.Tasks(r.URL.Query().Get("job")) })
+	get(mux, "/v1/losses", func(*http.Request) (any, error) { return s.Losses() })
 	get(mux, "/v1/routes", func(*http.Request) (any, error) { return s.Routes() })
 	get(mux, "/v1/fingerprint", func(r *http.Request) (any, error) { return s.Fingerprint(r.URL.Query().Get("account")) })
 	order(mux, "takeover", s.Takeover)

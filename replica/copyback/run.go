@@ -18,6 +18,8 @@ type Options struct {
 	Store *replica.Store
 	Dial  func(ctx context.Context, account string) (*imapc.Conn, error)
 	Log   *slog.Logger
+	// Lacked is told what production turned out to have that the replica had not.
+	Lacked func([]row.Lacked)
 }
 
 // Copier runs copy-back.

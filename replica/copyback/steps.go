@@ -1,8 +1,10 @@
 package copyback
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"net/mail"
 	"slices"
 	"strings"
 	"time"
@@ -37,6 +39,13 @@ func (b *box) flags(p Plan) error {
 	}
 	if len(p.Flags)+len(p.Local) == 0 {
 		return nil
+	}
+	if b.opt.Lacked != nil && len(p.Local) > 0 {
+		var out []row.Lacked
+		for _, f := range p.Local {
+			out = append(out, row.Lacked{Account: b.name, Mailbox: b.sn.Name, UID: f.UID, What: "flags " + strings.Join(f.Flags, " ")})
+		}
+		b.opt.Lacked(out)
 	}
 	return b.opt.Store.Rebase(b.ctx, b.name, func(tx *replica.Tx) {
 		m := tx.BoxByID(b.id)
@@ -453,6 +462,7 @@ func (b *box) reflag(late, uids []uint32) error {
 
 // keep adds late arrivals to the replica.
 func (b *box) keep(late, uids []uint32) error {
+	b.lacked(late, uids)
 	return b.opt.Store.Rebase(b.ctx, b.name, func(tx *replica.Tx) {
 		m := tx.BoxByID(b.id)
 		m.ModSeq++
@@ -466,6 +476,28 @@ func (b *box) keep(late, uids []uint32) error {
 		}
 		tx.Put(m)
 	})
+}
+
+// lacked tells of late arrivals, for the ledger of the takeover.
+func (b *box) lacked(late, uids []uint32) {
+	if b.opt.Lacked == nil {
+		return
+	}
+	var out []row.Lacked
+	for i, old := range late {
+		l := b.late[old]
+		if l.reflag {
+			continue // a message that was moved
+		}
+		x := row.Lacked{Account: b.name, Mailbox: b.sn.Name, UID: uids[i], Size: l.ref.Size, Date: l.Date, What: "message"}
+		if raw, err := b.opt.Store.Message(l.ref); err == nil {
+			if m, err := mail.ReadMessage(bytes.NewReader(raw)); err == nil {
+				x.MessageID, x.From, x.Subject = m.Header.Get("Message-ID"), m.Header.Get("From"), m.Header.Get("Subject")
+			}
+		}
+		out = append(out, x)
+	}
+	b.opt.Lacked(out)
 }
 
 // finish brings UIDNEXT and HIGHESTMODSEQ up to what clients were shown.

@@ -54,6 +54,7 @@ type Mirror struct {
 	pool   pool
 	hints  chan hint
 	locks  locks
+	unread unread
 	paused atomic.Bool
 	seeded atomic.Bool
 	stats  Stats
@@ -88,6 +89,7 @@ func New(o Options) *Mirror {
 		o.HintDelay = 200 * time.Millisecond
 	}
 	m := &Mirror{opt: o, hints: make(chan hint, 10_000), locks: locks{m: map[string]*lock{}}, wake: make(chan struct{}, 1)}
+	m.unread.since = map[string]map[string]uint64{}
 	m.pool = pool{dial: o.Dial, idle: map[string][]*pooled{}}
 	return m
 }
@@ -280,7 +282,10 @@ func (m *Mirror) with(ctx context.Context, account string, f func(*imapc.Conn) e
 }
 
 // Hint implements snoop.Syncer.
-func (m *Mirror) Hint(account, mailbox string) { m.hint(hint{account: account, mailbox: mailbox}) }
+func (m *Mirror) Hint(account, mailbox string) {
+	m.unread.add(account, mailbox)
+	m.hint(hint{account: account, mailbox: mailbox})
+}
 
 // Expect implements snoop.Syncer.
 func (m *Mirror) Expect(account, mailbox string) {

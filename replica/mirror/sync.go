@@ -37,6 +37,12 @@ type boxSync struct {
 // run makes the replica's mailbox equal to production's. again tells that the
 // wire changed it meanwhile, so that another run may find more.
 func (s *boxSync) run() (again bool, err error) {
+	mark := s.m.unread.now()
+	defer func() {
+		if err == nil && !again {
+			s.m.unread.done(s.account, s.mailbox, mark)
+		}
+	}()
 	s.m.stats.Syncs.Add(1)
 	store := s.m.opt.Store
 	s.mark = store.Clock(s.account)

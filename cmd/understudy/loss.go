@@ -1,0 +1,159 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/mail"
+	"sync"
+	"text/tabwriter"
+	"time"
+
+	"understudy/failover"
+	"understudy/replica"
+	"understudy/replica/mirror"
+	"understudy/replica/row"
+)
+
+// maxLacked bounds the things that a ledger lists.
+const maxLacked = 10_000
+
+// losses keeps the ledger of the last takeover.
+type losses struct {
+	store  *replica.Store
+	mirror *mirror.Mirror
+	log    *slog.Logger
+
+	mu   sync.Mutex
+	last row.Loss
+}
+
+func newLosses(store *replica.Store, m *mirror.Mirror, log *slog.Logger) (*losses, error) {
+	l := &losses{store: store, mirror: m, log: log}
+	_, err := store.LoadJSON("loss", &l.last)
+	return l, err
+}
+
+// Last returns the ledger of the last takeover; its epoch is 0 if there was none.
+func (l *losses) Last() row.Loss {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.last
+}
+
+// changed begins a ledger when the standby begins to serve in a new epoch.
+func (l *losses) changed(s failover.State) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if s.Phase != failover.Serving || l.last.Epoch == s.Epoch {
+		return
+	}
+	l.last = row.Loss{Epoch: s.Epoch, At: s.Last, Planned: s.Planned}
+	if !s.Planned {
+		l.last.May = l.mayLack()
+		for _, a := range l.store.Accounts() {
+			l.last.Seen = append(l.last.Seen, row.SeenTo{Account: a.Name, Until: a.LastSync})
+		}
+	}
+	l.save()
+}
+
+func (l *losses) save() {
+	if err := l.store.SaveJSON(context.Background(), "loss", l.last); err != nil {
+		l.log.Error("save the ledger of losses", "err", err)
+	}
+}
+
+// mayLack lists what was seen of production and is not in the replica.
+func (l *losses) mayLack() []row.MayLack {
+	var out []row.MayLack
+	for _, a := range l.store.Accounts() {
+		for _, m := range l.mirror.Unread(a.Name) {
+			out = append(out, row.MayLack{Account: a.Name, Mailbox: m, Why: "it was seen to change, and was not read since"})
+		}
+		boxes, err := l.store.Mailboxes(a.Name)
+		if err != nil {
+			out = append(out, row.MayLack{Account: a.Name, Why: err.Error()})
+		}
+		for _, m := range boxes {
+			if !m.Synced && !m.NoSelect && !m.Born {
+				out = append(out, row.MayLack{Account: a.Name, Mailbox: m.Name, Why: "its first copy was not complete"})
+			}
+		}
+	}
+	for _, h := range l.store.HeldAll() {
+		id := ""
+		if raw, err := l.store.Message(h.Ref); err == nil {
+			if m, err := mail.ReadMessage(bytes.NewReader(raw)); err == nil {
+				id = m.Header.Get("Message-ID")
+			}
+		}
+		for _, r := range h.Rcpts {
+			if _, ok := l.store.RouteOf(r); !ok {
+				out = append(out, row.MayLack{Account: r, MessageID: id, Why: "it was accepted, and the mailbox of this recipient is not known; it stays held"})
+			}
+		}
+	}
+	return out
+}
+
+// lacked takes what copy-back found.
+func (l *losses) lacked(found []row.Lacked) {
+	if len(found) == 0 {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	room := max(0, maxLacked-len(l.last.Lacked))
+	n := min(room, len(found))
+	l.last.Lacked = append(l.last.Lacked, found[:n]...)
+	l.last.More += len(found) - n
+	l.save()
+}
+
+func lossesCmd(e env) error { return read(e, "losses", "/v1/losses", printLosses) }
+
+func printLosses(w io.Writer, l row.Loss) {
+	if l.Epoch == 0 {
+		fmt.Fprintln(w, "no takeover took place")
+		return
+	}
+	kind := "unplanned"
+	if l.Planned {
+		kind = "planned: everything was read before it"
+	}
+	fmt.Fprintf(w, "takeover %d at %s, %s\n", l.Epoch, l.At.Format(time.DateTime), kind)
+	fmt.Fprintln(w, "\nmay be lacking, of what was seen here:")
+	if len(l.May) == 0 {
+		fmt.Fprintln(w, "  nothing")
+	}
+	tw := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	for _, m := range l.May {
+		fmt.Fprintf(tw, "  %s\t%s\t%s\t%s\n", m.Account, m.Mailbox, m.MessageID, m.Why)
+	}
+	_ = tw.Flush()
+	if len(l.Seen) > 0 {
+		fmt.Fprintln(w, "\nwhat never crossed this box was read up to:")
+	}
+	for _, s := range l.Seen {
+		until := "never whole"
+		if !s.Until.IsZero() {
+			until = fmt.Sprintf("%s (%s before)", s.Until.Format(time.DateTime), l.At.Sub(s.Until).Round(time.Second))
+		}
+		fmt.Fprintf(tw, "  %s\t%s\n", s.Account, until)
+	}
+	_ = tw.Flush()
+	fmt.Fprintln(w, "\nwas lacking, found when production was back, and is in the mailboxes now:")
+	if len(l.Lacked) == 0 {
+		fmt.Fprintln(w, "  nothing so far")
+	}
+	for _, x := range l.Lacked {
+		fmt.Fprintf(tw, "  %s\t%s\tUID %d\t%s\t%s\t%s\n", x.Account, x.Mailbox, x.UID, x.What, x.MessageID, x.Subject)
+	}
+	_ = tw.Flush()
+	if l.More > 0 {
+		fmt.Fprintf(w, "  and %d more\n", l.More)
+	}
+}

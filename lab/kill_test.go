@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	history "understudy/lab/check"
 	"understudy/lab/load"
 	"understudy/lab/site"
 )
@@ -47,12 +48,13 @@ func TestB5_KillsUnderLoad(t *testing.T) {
 	b := newBox(t, s, map[string]string{"failover.auto_handback": "true"})
 	waitPhase(t, b, "protecting")
 	var l load.Ledger
+	book := history.NewBook()
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		load.Run(ctx, load.Options{IMAP: b.IMAP, SMTP: b.SMTP, Users: s.Users, Password: site.Password, Seed: seed, Tag: "kill",
-			Pause: 5 * time.Millisecond, Folder: "Filed", Deletes: true}, &l)
+			Pause: 15 * time.Millisecond, Folder: "Filed", Deletes: true, Book: book}, &l)
 	}()
 	for i := range kills(20) {
 		time.Sleep(time.Duration(300+rng.IntN(700)) * time.Millisecond)
@@ -72,7 +74,7 @@ func TestB5_KillsUnderLoad(t *testing.T) {
 	stop()
 	<-done
 	// What Postfix still has queued is delivered now.
-	time.Sleep(3 * time.Second)
+	settled(t, b)
 	stores := look(t, direct(s), s.Users)
 	v := l.Judge(stores)
 	t.Logf("on production: %s; sessions that broke: %d; longest wait for an answer %s", v, l.Broken.Load(), l.LongestGap())
@@ -82,6 +84,7 @@ func TestB5_KillsUnderLoad(t *testing.T) {
 	if n := l.Broken.Load(); n > 0 {
 		t.Errorf("%d sessions broke: %v", n, l.Breaks())
 	}
+	legal(t, book)
 	order(t, b, "sync")
 	for _, u := range s.Users {
 		if diff := fingerprint(t, direct(s), u).Diff(fingerprint(t, b.IMAP, u)); diff != "" {

@@ -127,7 +127,7 @@ func do(t *testing.T, c *imapc.Conn, format string, a ...any) {
 // waitPhase waits for a phase of the failover.
 func waitPhase(t *testing.T, b *site.Box, phases ...string) {
 	t.Helper()
-	if _, err := b.WaitPhase(context.Background(), 30*time.Second, phases...); err != nil {
+	if _, err := b.WaitPhase(context.Background(), 90*time.Second, phases...); err != nil {
 		t.Fatal(err)
 	}
 }

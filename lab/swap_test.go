@@ -4,6 +4,7 @@ import (
 	"context"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	history "understudy/lab/check"
 	"understudy/lab/load"
 	"understudy/lab/site"
 )
@@ -26,12 +28,13 @@ func under(t *testing.T, s *site.Site, b *site.Box, f func(l *load.Ledger)) {
 	}
 	order(t, b, "sync")
 	var l load.Ledger
+	book := history.NewBook()
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		load.Run(ctx, load.Options{IMAP: b.IMAP, SMTP: b.SMTP, Users: s.Users, Password: site.Password, Seed: seed, Tag: "swap",
-			Pause: 5 * time.Millisecond, Folder: "Filed", Deletes: true}, &l)
+			Pause: 25 * time.Millisecond, Folder: "Filed", Deletes: true, PerUser: 2, Book: book}, &l)
 	}()
 	time.Sleep(500 * time.Millisecond)
 	f(&l)
@@ -57,6 +60,7 @@ func under(t *testing.T, s *site.Site, b *site.Box, f func(l *load.Ledger)) {
 	if n := l.Broken.Load(); n > 0 {
 		t.Errorf("%d sessions broke: %v", n, l.Breaks())
 	}
+	legal(t, book)
 	order(t, b, "sync")
 	for _, u := range s.Users {
 		if diff := fingerprint(t, direct(s), u).Diff(fingerprint(t, b.IMAP, u)); diff != "" {
@@ -65,10 +69,23 @@ func under(t *testing.T, s *site.Site, b *site.Box, f func(l *load.Ledger)) {
 	}
 }
 
+// legal fails the test if clients were told what is not legal, and keeps the
+// history, to be judged again.
+func legal(t *testing.T, book *history.Book) {
+	t.Helper()
+	faults := book.Faults()
+	for _, f := range faults[:min(len(faults), 10)] {
+		t.Error(f)
+	}
+	if dir := os.Getenv("UNDERSTUDY_LOGS"); dir != "" && len(faults) > 0 {
+		check(t, os.WriteFile(filepath.Join(dir, t.Name()+".history"), book.History(), 0o600))
+	}
+}
+
 // settled waits until every message that was accepted was seen in a mailbox.
 func settled(t *testing.T, b *site.Box) {
 	t.Helper()
-	end := time.Now().Add(40 * time.Second)
+	end := time.Now().Add(60 * time.Second)
 	for {
 		st := must(b.Status(t.Context()))(t)
 		if st.Held == 0 {
@@ -132,7 +149,7 @@ func TestT27_PlannedUnderLoad(t *testing.T) {
 	waitPhase(t, b, "protecting")
 	var there, back []time.Duration
 	under(t, s, b, func(l *load.Ledger) {
-		for range times("UNDERSTUDY_SWAPS", 20) {
+		for range times("UNDERSTUDY_SWAPS", 5) {
 			l.TakeGaps()
 			order(t, b, "takeover")
 			waitPhase(t, b, "serving", "returning")

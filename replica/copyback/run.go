@@ -108,8 +108,13 @@ func (c *Copier) HandOver(ctx context.Context, name string, block func() error) 
 		return err
 	}
 	defer done()
-	if _, err := a.pass(false); err != nil {
-		return err
+	for range 5 {
+		// Little is left for the time in which clients wait.
+		if steps, err := a.pass(false); err != nil {
+			return err
+		} else if steps < 20 {
+			break
+		}
 	}
 	if err := block(); err != nil {
 		return err

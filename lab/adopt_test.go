@@ -108,7 +108,7 @@ func TestN37_BlipAndSlowness(t *testing.T) {
 	}
 }
 
-// N02, N17, M18: mbsync, offlineimap, mutt and a sending Postfix run over
+// N02: mbsync, offlineimap, mutt and a sending Postfix run over
 // takeovers and hand-backs, planned and not: no error exit, nothing fetched
 // again, nothing twice.
 func TestN02_RealClients(t *testing.T) {

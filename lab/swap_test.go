@@ -141,7 +141,7 @@ func times(name string, n int) int {
 	return n
 }
 
-// T27, M8, M17: planned takeover and hand-back under load: no failed command,
+// T27, M6: planned takeover and hand-back under load: no failed command,
 // no loss.
 func TestT27_PlannedUnderLoad(t *testing.T) {
 	s := newSite(t, 3)
@@ -166,7 +166,7 @@ func TestT27_PlannedUnderLoad(t *testing.T) {
 	t.Logf("longest pause of a client, median / p99: takeover %s / %s, hand-back %s / %s", quantile(there, 0.5), quantile(there, 0.99), quantile(back, 0.5), quantile(back, 0.99))
 }
 
-// B3, M6: production is restarted inside the hold: no takeover, no session
+// B3: production is restarted inside the hold: no takeover, no session
 // breaks, and what it did without answering is done once.
 func TestB3_RestartInsideTheHold(t *testing.T) {
 	s := newSite(t, 3)

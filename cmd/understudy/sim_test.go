@@ -19,7 +19,6 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
 	"understudy/console/config"
 	"understudy/failover"
@@ -533,8 +532,6 @@ func TestB5_SimulatedFaults(t *testing.T) {
 	t.Logf("seeds %d to %d", first, first+n-1)
 	for seed := first; seed < first+n; seed++ {
 		synctest.Test(t, func(t *testing.T) {
-			began := realNow()
-			defer func() { t.Logf("seed %d took %s", seed, realNow().Sub(began).Round(time.Millisecond)) }()
 			for _, f := range simulate(t, seed, nil) {
 				t.Error(f)
 			}
@@ -544,13 +541,6 @@ func TestB5_SimulatedFaults(t *testing.T) {
 		}
 	}
 	t.Logf("%.0f seeds a minute", float64(n)/time.Since(began).Minutes())
-}
-
-// realNow is the clock of the machine, which a simulation does not see.
-func realNow() time.Time {
-	var ts unix.Timespec
-	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts)
-	return time.Unix(ts.Unix())
 }
 
 // saboteur is between a client and the Understudy and does what a bug would do.

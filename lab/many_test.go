@@ -26,7 +26,6 @@ type held struct {
 	br   *bufio.Reader
 	rest []byte // of a literal that is being sent
 	want []byte // of a literal that is being read: what is still to come
-	sent int
 }
 
 func (h *held) expect(prefix string) error {

@@ -515,7 +515,8 @@ func (s *imapSession) clientNumbers(line []byte) (out []byte, hide bool) {
 		return nil, false
 	}
 	r := imapwire.ParseResponse(line)
-	n, ok := r.Num, true
+	var n uint32
+	ok := true
 	switch r.Name {
 	case "EXISTS":
 		n = s.numbers.Exists(r.Num)

@@ -72,7 +72,6 @@ type imapSession struct {
 	account string
 	login   Login
 	who     Client
-	caps    []string // shown after login
 	client  net.Conn
 	life    context.Context // of the session, and of what stands in for production
 

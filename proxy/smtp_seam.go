@@ -65,8 +65,9 @@ type smtpSeam struct {
 	wg sync.WaitGroup
 }
 
-// maxSwaps bounds the upstreams that one command is tried on.
-const maxSwaps = 50
+// maxSwaps bounds the upstreams that one command is tried on: it may be what
+// they die of.
+const maxSwaps = 8
 
 // call has the upstream answer. If it is lost, or says that it closes, the next
 // one is asked.
@@ -74,7 +75,10 @@ func (m *smtpSeam) call(ctx context.Context, f func(*smtpUpstream) (smtpwire.Rep
 	ctx, cancel := context.WithTimeout(ctx, smtpTimeout)
 	defer cancel()
 	closing := false
-	for range maxSwaps {
+	for i := range maxSwaps {
+		if i > 1 {
+			time.Sleep(retryPause)
+		}
 		if err := m.enter(ctx); err != nil {
 			return smtpwire.Reply{}, err
 		}

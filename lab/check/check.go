@@ -98,9 +98,8 @@ type Session struct {
 	validity uint32
 	view     []uint32 // 0: not known
 	opening  bool
-	box2     string // being opened
-	number   int    // of the FETCH that a literal belongs to
-	lost     bool   // framing
+	number   int  // of the FETCH that a literal belongs to
+	lost     bool // framing
 }
 
 type command struct{ tag, verb, box string }

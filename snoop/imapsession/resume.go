@@ -24,6 +24,9 @@ func (t *Tracker) Adoptable() error {
 		return notAdoptable("%s", t.Doubt)
 	}
 	for _, c := range t.pending {
+		if c.Lost >= maxLost {
+			return notAdoptable("%d upstreams were lost over one %s", c.Lost, c.Verb)
+		}
 		if c.Extra {
 			return notAdoptable("several messages in one APPEND")
 		}
@@ -43,9 +46,18 @@ func (c *Cmd) Complete() bool { return c.complete }
 // Current returns the command that the client is still sending, or nil.
 func (t *Tracker) Current() *Cmd { return t.cur }
 
+// maxLost is how many upstreams may be lost over one command: it may be what
+// they die of.
+const maxLost = 4
+
 // Lost forgets what the upstream that was lost had told of a mailbox that was
 // being opened.
-func (t *Tracker) Lost() { t.opening = nil }
+func (t *Tracker) Lost() {
+	t.opening = nil
+	if c := t.oldest(); c != nil && c.Verb != "IDLE" {
+		c.Lost++
+	}
+}
 
 // Opening reports whether the server is believed to open a mailbox, so that
 // numbers are those of no view yet.

@@ -92,6 +92,21 @@ func TestAgain(t *testing.T) {
 	}
 }
 
+// A command over which one upstream after the other is lost is not tried for ever.
+func TestPoison(t *testing.T) {
+	tr := New("u")
+	play(t, tr, selectInbox+"C b FETCH 1 BODY[]")
+	for range maxLost - 1 {
+		tr.Lost()
+		if err := tr.Adoptable(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if tr.Lost(); tr.Adoptable() == nil {
+		t.Error("tried once more")
+	}
+}
+
 // A literal that the client was asked for is announced as one that needs no
 // asking; the message of an APPEND goes between.
 func TestAgainLiterals(t *testing.T) {

@@ -53,6 +53,7 @@ type Cmd struct {
 	Continued bool   // the client was told "+" for its latest literal, or for IDLE
 	Ended     bool   // IDLE: DONE was sent
 	Rerun     bool   // sent again to another upstream; the first may have done it
+	Lost      int    // upstreams that were lost while they were at it
 
 	marks    []mark
 	complete bool // all of it was received

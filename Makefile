@@ -7,7 +7,7 @@
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
-PACKAGES := dovecot-imapd dovecot-lmtpd postfix isync nginx libnginx-mod-mail haproxy gcc libc6-dev ca-certificates
+PACKAGES := dovecot-imapd dovecot-lmtpd postfix isync offlineimap3 mutt bsdutils nginx libnginx-mod-mail haproxy gcc libc6-dev ca-certificates
 FUZZTIME ?= 5s
 UNITS := $$(go list ./... | grep -v '/lab$$')
 
@@ -24,6 +24,7 @@ check: go gen
 	go vet ./...
 	go tool staticcheck ./...
 	go test -race $(UNITS)
+	UNDERSTUDY_SEEDS=60 go test -count=1 -run Simulated ./cmd/understudy
 
 fuzz: go
 	@while read -r pkg name; do \

@@ -62,8 +62,7 @@ func (s *imapSession) next(ctx context.Context) *upstream {
 		lease.Release()
 		s.p.opt.Log.Debug("session is not adopted yet", "account", s.account, "err", err)
 		if errors.Is(err, imapsession.ErrNotAdoptable) || errors.As(err, &errClient{}) {
-			s.p.opt.Log.Info("session is closed and not continued", "account", s.account, "client", s.who.Addr, "why", err)
-			_ = s.toClient([]byte("* BYE Please log in again\r\n"))
+			s.giveUp(err)
 			return nil
 		}
 		if lease.Side == Production && ctx.Err() == nil {

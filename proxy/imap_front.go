@@ -227,8 +227,7 @@ func (f *front) enterStandby(ctx context.Context, tag string, l Login, lease Lea
 	_ = f.conn.SetDeadline(time.Time{})
 	s := f.session(account, l)
 	return func(ctx context.Context) {
-		s.life = ctx
-		s.run(ctx, s.standby(lease))
+		s.run(ctx, func() *upstream { return s.standby(lease) })
 	}, nil
 }
 
@@ -365,7 +364,7 @@ func (f *front) begin(ctx context.Context, tag string, l Login, up *imapConn, le
 	_ = f.conn.SetDeadline(time.Time{})
 	_ = up.SetDeadline(time.Time{})
 	return func(ctx context.Context) {
-		s.run(ctx, &upstream{imapConn: up, lease: lease, lost: make(chan struct{})})
+		s.run(ctx, func() *upstream { return &upstream{imapConn: up, lease: lease, lost: make(chan struct{})} })
 	}, nil
 }
 

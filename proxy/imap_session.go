@@ -108,11 +108,13 @@ func newIMAPSession(p *Proxy, account string, l Login, who Client, client net.Co
 	return s
 }
 
-// run carries the session until the client ends it, or nobody can go on with it.
-func (s *imapSession) run(ctx context.Context, first *upstream) {
+// run carries the session until the client ends it, or nobody can go on with
+// it. first makes the upstream to begin with.
+func (s *imapSession) run(ctx context.Context, first func() *upstream) {
 	var wg sync.WaitGroup
 	ctx, cancel := context.WithCancel(ctx)
 	s.life = ctx
+	up := first()
 	wg.Go(func() {
 		err := s.fromClient()
 		s.p.opt.Log.Debug("client side ended", "account", s.account, "err", err)
@@ -125,7 +127,7 @@ func (s *imapSession) run(ctx context.Context, first *upstream) {
 		s.leave()
 		cancel()
 	})
-	for up := first; up != nil; up = s.next(ctx) {
+	for ; up != nil; up = s.next(ctx) {
 		began := time.Now()
 		err := s.carry(ctx, up)
 		s.p.opt.Log.Debug("upstream ended", "account", s.account, "side", up.lease.Side, "err", err)
@@ -133,8 +135,7 @@ func (s *imapSession) run(ctx context.Context, first *upstream) {
 			break
 		}
 		if err = s.mayGoOn(err); err != nil {
-			s.p.opt.Log.Info("session is closed and not continued", "account", s.account, "client", s.who.Addr, "why", err)
-			_ = s.toClient([]byte("* BYE Please log in again\r\n"))
+			s.giveUp(err)
 			break
 		}
 		if time.Since(began) < retryPause {
@@ -156,7 +157,7 @@ func (s *imapSession) run(ctx context.Context, first *upstream) {
 
 // mayGoOn tells why a session must not be continued with another upstream.
 func (s *imapSession) mayGoOn(err error) error {
-	if errors.Is(err, errUnsettled) || errors.Is(err, errLogout) {
+	if errors.Is(err, errUnsettled) || errors.Is(err, errLogout) || errors.As(err, &errClient{}) {
 		return err
 	}
 	s.mu.Lock()
@@ -165,6 +166,18 @@ func (s *imapSession) mayGoOn(err error) error {
 		return fmt.Errorf("%w: in the middle of %.40q", imapsession.ErrNotAdoptable, s.unit.line)
 	}
 	return s.track.Adoptable()
+}
+
+// giveUp tells the client that its session ends, where that can be told: not
+// within a literal.
+func (s *imapSession) giveUp(why error) {
+	s.p.opt.Log.Info("session is closed and not continued", "account", s.account, "client", s.who.Addr, "why", why)
+	s.mu.Lock()
+	within := s.unit.open
+	s.mu.Unlock()
+	if !within && !errors.Is(why, errLogout) {
+		_ = s.toClient([]byte("* BYE Please log in again\r\n"))
+	}
 }
 
 // leave lets the upstream answer what the client has sent before it ended.
@@ -225,7 +238,7 @@ func (s *imapSession) carry(ctx context.Context, up *upstream) error {
 	})
 	wg.Go(func() { s.resend(up) })
 	err := s.fromServer(work, up)
-	lost := work.Err() == nil && up.lease.Side == Production
+	lost := work.Err() == nil && up.lease.Side == Production && !errors.As(err, &errClient{})
 	close(up.lost)
 	cancel()
 	wg.Wait()
@@ -246,8 +259,9 @@ func (s *imapSession) carry(ctx context.Context, up *upstream) error {
 // settle notes what production has left unanswered, and gives the lease back.
 func (s *imapSession) settle(up *upstream) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, c := range s.track.Outstanding() {
+	pending := slices.Clone(s.track.Outstanding())
+	s.mu.Unlock()
+	for _, c := range pending {
 		if up.lease.Side == Production && changes(c.Verb) && c.Complete() {
 			s.p.opt.Tap.Unanswered(s.account, c)
 		}

@@ -8,9 +8,11 @@
 // pass unchanged, but for capability lists and, in a mailbox that has one, the
 // virtual UIDVALIDITY. SMTP is read and written command by command throughout.
 // A tagged OK to a change, and the 250 to a message, are passed on only when
-// the Tap says that the change is durable. Each session has two goroutines
-// (one each way); session.mu guards what both touch. Lock order: none is held
-// while the Tap or the Gate is called.
+// the Tap says that the change is durable. A session's upstream is replaced when
+// it is lost or its lease is revoked: what the client is owed is asked of the
+// next one (imap_adopt.go, smtp_seam.go). Locks that are held while a peer is
+// waited for are of the type lock. Where the state of a session is in doubt it
+// is closed.
 package proxy
 
 import (

@@ -109,8 +109,8 @@ func TestN37_BlipAndSlowness(t *testing.T) {
 }
 
 // N02: mbsync, offlineimap, mutt and a sending Postfix run over
-// takeovers and hand-backs, planned and not: no error exit, nothing fetched
-// again, nothing twice.
+// takeovers and hand-backs, planned and not: no error exit, nothing twice. (That
+// nothing is fetched again: TestN02_MbsyncWarmCache.)
 func TestN02_RealClients(t *testing.T) {
 	s := newSite(t, 1)
 	u := s.Users[0]

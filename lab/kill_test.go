@@ -1,14 +1,12 @@
 package lab
 
 import (
-	"context"
 	"math/rand/v2"
 	"os"
 	"strconv"
 	"testing"
 	"time"
 
-	history "understudy/lab/check"
 	"understudy/lab/load"
 	"understudy/lab/site"
 )
@@ -47,15 +45,7 @@ func TestB5_KillsUnderLoad(t *testing.T) {
 	}
 	b := newBox(t, s, map[string]string{"failover.auto_handback": "true"})
 	waitPhase(t, b, "protecting")
-	var l load.Ledger
-	book := history.NewBook()
-	ctx, stop := context.WithCancel(t.Context())
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		load.Run(ctx, load.Options{IMAP: b.IMAP, SMTP: b.SMTP, Users: s.Users, Password: site.Password, Seed: seed, Tag: "kill",
-			Pause: 15 * time.Millisecond, Folder: "Filed", Deletes: true, Book: book}, &l)
-	}()
+	l, book, stop := work(t, load.Options{IMAP: b.IMAP, SMTP: b.SMTP, Users: s.Users, Seed: seed, Tag: "kill", Pause: 15 * time.Millisecond})
 	for i := range kills(20) {
 		time.Sleep(time.Duration(300+rng.IntN(700)) * time.Millisecond)
 		before := l.Answers.Load()
@@ -72,7 +62,6 @@ func TestB5_KillsUnderLoad(t *testing.T) {
 		t.Logf("kill %d: served after %s, back after %s; answers %d, then %d", i+1, served.Round(time.Millisecond), time.Since(killed).Round(time.Millisecond), before, during)
 	}
 	stop()
-	<-done
 	// What Postfix still has queued is delivered now.
 	settled(t, b)
 	stores := look(t, direct(s), s.Users)

@@ -27,20 +27,11 @@ func under(t *testing.T, s *site.Site, b *site.Box, f func(l *load.Ledger)) {
 		do(t, dial(t, direct(s), u), "CREATE Filed")
 	}
 	order(t, b, "sync")
-	var l load.Ledger
-	book := history.NewBook()
-	ctx, stop := context.WithCancel(t.Context())
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		load.Run(ctx, load.Options{IMAP: b.IMAP, SMTP: b.SMTP, Users: s.Users, Password: site.Password, Seed: seed, Tag: "swap",
-			Pause: 25 * time.Millisecond, Folder: "Filed", Deletes: true, PerUser: 2, Book: book}, &l)
-	}()
+	l, book, stop := work(t, load.Options{IMAP: b.IMAP, SMTP: b.SMTP, Users: s.Users, Seed: seed, Tag: "swap", Pause: 25 * time.Millisecond, PerUser: 2})
 	time.Sleep(500 * time.Millisecond)
-	f(&l)
+	f(l)
 	time.Sleep(500 * time.Millisecond)
 	stop()
-	<-done
 	settled(t, b)
 	v := l.Judge(look(t, direct(s), s.Users))
 	// Postfix that is killed between a delivery and its note of it delivers
@@ -125,6 +116,19 @@ func mailLog(s *site.Site, id string) (ids []string, log string) {
 func quantile(d []time.Duration, q float64) time.Duration {
 	slices.Sort(d)
 	return d[min(len(d)-1, int(q*float64(len(d))))]
+}
+
+// work begins to run clients that are judged; stop ends them between two commands.
+func work(t *testing.T, o load.Options) (l *load.Ledger, book *history.Book, stop func()) {
+	l, book = &load.Ledger{}, history.NewBook()
+	o.Password, o.Folder, o.Deletes, o.Book = site.Password, "Filed", true, book
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		load.Run(ctx, o, l)
+	}()
+	return l, book, func() { cancel(); <-done }
 }
 
 func check(t *testing.T, err error) {

@@ -384,18 +384,22 @@ func (a *app) chores(ctx context.Context) error {
 		if err := a.actor.expireHeld(ctx, slow); err != nil {
 			a.log.Error("expire held deliveries", "err", err)
 		}
-		if phase == failover.Serving || phase == failover.Returning {
+		if phase == failover.Serving || phase == failover.Returning || phase == failover.CopyingBack {
 			a.deliverLate(ctx, slow)
 		}
 		a.flush(ctx, phase)
 	}
 }
 
-// deliverLate delivers what was accepted by production just when the standby
-// began to answer.
+// deliverLate delivers what was accepted just when the standby began to answer,
+// what production was lost over however long ago it arrived, and what could not
+// be delivered while an account was being handed back.
 func (a *app) deliverLate(ctx context.Context, now time.Time) {
 	for _, h := range a.store.HeldAll() {
-		if !h.Open && now.Sub(h.Arrived) < time.Minute {
+		if h.Open || !h.Owed && !h.Standby && now.Sub(h.Arrived) > time.Minute {
+			continue
+		}
+		if slices.ContainsFunc(h.Rcpts, func(r string) bool { _, ok := a.store.RouteOf(r); return ok }) {
 			a.smtp.Replay(ctx)
 			return
 		}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -31,6 +32,7 @@ import (
 	"understudy/replica"
 	"understudy/replica/imapc"
 	"understudy/replica/row"
+	"understudy/snoop/smtpwire"
 )
 
 // world is a site in one process under virtual time: a mail server that can be
@@ -48,6 +50,7 @@ type world struct {
 	prod   *simServer    // nil: dead
 	box    *simBox       // nil: dead
 	frozen chan struct{} // closed when production goes on
+	silent time.Duration // the hold of a silent production; 0 is two seconds
 	plan   []string
 }
 
@@ -292,6 +295,9 @@ func (w *world) startBox() {
 	c.Mirror.Sweep, c.Mirror.Idle = config.Duration(2*time.Second), 2
 	s := config.Duration(time.Second)
 	c.Failover = config.Failover{Mode: "automatic", Hold: s, HoldSilent: 2 * s, Probe: s / 4, ProbeTimeout: s, ReturnProbes: 2, AutoHandback: true, OwedAfter: 20 * s}
+	if w.silent > 0 {
+		c.Failover.HoldSilent = config.Duration(w.silent)
+	}
 	a, err := newApp(c, w.log, w.toProduction)
 	if err != nil {
 		panic(err)
@@ -542,6 +548,50 @@ func TestB5_SimulatedFaults(t *testing.T) {
 		}
 	}
 	t.Logf("%.0f seeds a minute", float64(n)/time.Since(began).Minutes())
+}
+
+// Promise 1: a message that production took and did not answer for, for minutes,
+// is answered 250 at the takeover and is in the mailbox while the standby serves.
+func TestB5_LongSilence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 3)
+		defer func() { _ = os.RemoveAll(w.dir) }()
+		w.silent = 3 * time.Minute
+		w.start()
+		w.startBox()
+		w.wait(failover.Protecting)
+		conn, err := w.toBox(context.Background(), "smtp")
+		if err != nil {
+			t.Fatal(err)
+		}
+		br := bufio.NewReader(conn)
+		say := func(text string, want int) {
+			if text != "" {
+				_, _ = io.WriteString(conn, text)
+			}
+			if r, err := smtpwire.ReadReply(br); err != nil || r.Code != want {
+				t.Errorf("%q: %s %v", text, r, err)
+			}
+		}
+		say("", 220)
+		say("EHLO a.test\r\n", 250)
+		say("MAIL FROM:<a@other.test>\r\n", 250)
+		say("RCPT TO:<anna@sim.test>\r\n", 250)
+		say("DATA\r\n", 354)
+		w.freeze(true)
+		say("Message-ID: <late@other.test>\r\n\r\nhello\r\n.\r\n", 250)
+		time.Sleep(10 * time.Second)
+		if p, n := w.phase(), w.box.app.store.HeldCount(); p != failover.Serving || n > 0 {
+			t.Errorf("%s, and %d accepted messages are in no mailbox", p, n)
+		}
+		if sn, err := w.box.app.store.Snapshot("anna@sim.test", "INBOX"); err != nil || len(sn.Rows) != 1 {
+			t.Errorf("the mailbox: %+v, %v", sn, err)
+		}
+		_ = conn.Close()
+		w.freeze(false)
+		w.stopBox()
+		w.kill()
+	})
 }
 
 // saboteur is between a client and the Understudy and does what a bug would do.

@@ -89,14 +89,22 @@ func (n *Numbers) Client(num uint32) (uint32, bool) {
 	return other, i >= 0 && n.kinds[i] == both
 }
 
-// Set translates a set of the client's; ok is false if nothing is left of it.
-func (n *Numbers) Set(s imapwire.Set) (out string, ok bool) {
-	count := uint32(0)
+// counts returns how many messages each side counts.
+func (n *Numbers) counts() (client, server uint32) {
 	for _, k := range n.kinds {
 		if k != hidden {
-			count++
+			client++
+		}
+		if k != ghost {
+			server++
 		}
 	}
+	return client, server
+}
+
+// Set translates a set of the client's; ok is false if nothing is left of it.
+func (n *Numbers) Set(s imapwire.Set) (out string, ok bool) {
+	count, _ := n.counts()
 	s = s.Resolve(count)
 	var nums []uint32
 	client, server := uint32(0), uint32(0)
@@ -122,15 +130,7 @@ func (n *Numbers) Exists(count uint32) uint32 {
 	if n.Same() {
 		return count
 	}
-	client, server := uint32(0), uint32(0)
-	for _, k := range n.kinds {
-		if k != hidden {
-			client++
-		}
-		if k != ghost {
-			server++
-		}
-	}
+	client, server := n.counts()
 	for ; server < count; server++ {
 		n.kinds = append(n.kinds, both)
 		client++

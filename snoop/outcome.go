@@ -115,8 +115,10 @@ func (c *Cache) Outcome(ctx context.Context, account string, cmd *imapsession.Cm
 		if len(half) > 0 {
 			err = errors.Join(c.opt.Syncer.Expunge(ctx, account, cmd.Mailbox, half), c.opt.Syncer.SyncMailbox(ctx, account, cmd.Mailbox))
 		}
+		if err != nil {
+			return "", false, err
+		}
 		// What is left is moved by the command itself.
-		return "", false, err
 	}
 	return fmt.Sprintf("[COPYUID %d %s %s] ", dst.UIDValidity, imapwire.FormatOrdered(src), imapwire.FormatOrdered(copies)), len(copies) == len(cmd.UIDs), nil
 }

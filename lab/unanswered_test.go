@@ -11,20 +11,19 @@ import (
 )
 
 // relay stands between the box and production, and can lose a command: the line
-// with the trap's word reaches production no more, what the trap does in its
-// place is all that becomes of it, and the connection breaks.
+// with a trap's tag reaches production no more, what the trap does in its place
+// is all that becomes of it, and the connection breaks.
 type relay struct {
-	to   string
-	mu   sync.Mutex
-	word string
-	trap func()
+	to    string
+	mu    sync.Mutex
+	traps map[string]func()
 }
 
 func newRelay(t *testing.T, to string) (r *relay, addr string) {
 	t.Helper()
 	l := must(net.Listen("tcp", "127.0.0.1:0"))(t)
 	t.Cleanup(func() { _ = l.Close() })
-	r = &relay{to: to}
+	r = &relay{to: to, traps: map[string]func(){}}
 	go func() {
 		for {
 			c, err := l.Accept()
@@ -37,10 +36,10 @@ func newRelay(t *testing.T, to string) (r *relay, addr string) {
 	return r, l.Addr().String()
 }
 
-func (r *relay) set(word string, trap func()) {
+func (r *relay) set(tag string, trap func()) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.word, r.trap = word, trap
+	r.traps[tag] = trap
 }
 
 func (r *relay) carry(c net.Conn) {
@@ -60,13 +59,10 @@ func (r *relay) carry(c net.Conn) {
 		if err != nil {
 			return
 		}
+		tag, _, _ := strings.Cut(line, " ")
 		r.mu.Lock()
-		trap := r.trap
-		if trap == nil || !strings.Contains(line, r.word) {
-			trap = nil
-		} else {
-			r.trap = nil
-		}
+		trap := r.traps[tag]
+		delete(r.traps, tag)
 		r.mu.Unlock()
 		if trap != nil {
 			if n := literalSize("*" + strings.Replace(strings.TrimSpace(line), "+}", "}", 1)); n > 0 {
@@ -81,100 +77,159 @@ func (r *relay) carry(c net.Conn) {
 	}
 }
 
-// B5, T9, N17: whatever production had done of a command that it did not answer,
-// nothing, all or half, the client gets one OK, and the outcome is that of the
-// command done once.
-func TestB5_UnansweredWhileProductionLives(t *testing.T) {
+// lostCommand is a command that production does not answer, what it had done of
+// it, and how many copies of the case's messages are there when it is done once.
+type lostCommand struct {
+	name, command string // @ and @@ are UIDs of two messages, # makes a name the case's own
+	done          []string
+	inbox, filed  int
+}
+
+var lostCommands = []lostCommand{
+	{"MOVE, nothing", "UID MOVE @ Filed", nil, 1, 1},
+	{"MOVE, all", "UID MOVE @ Filed", []string{"UID MOVE @ Filed"}, 1, 1},
+	{"MOVE, half", "UID MOVE @ Filed", []string{"UID COPY @ Filed"}, 1, 1},
+	{"MOVE of two, one whole, one half", "UID MOVE @,@@ Filed", []string{"UID COPY @@ Filed", "UID MOVE @ Filed"}, 0, 2},
+	{"MOVE of two, half of one", "UID MOVE @,@@ Filed", []string{"UID COPY @ Filed"}, 0, 2},
+	{"COPY, nothing", "UID COPY @,@@ Filed", nil, 2, 2},
+	{"COPY, all", "UID COPY @,@@ Filed", []string{"UID COPY @,@@ Filed"}, 2, 2},
+	{"STORE, nothing", `UID STORE @ +FLAGS (\Flagged)`, nil, 2, 0},
+	{"STORE, all", `UID STORE @ +FLAGS (\Flagged)`, []string{`UID STORE @ +FLAGS (\Flagged)`}, 2, 0},
+	{"EXPUNGE, nothing", "UID EXPUNGE @", nil, 1, 0},
+	{"EXPUNGE, all", "UID EXPUNGE @", []string{"UID EXPUNGE @"}, 1, 0},
+	{"APPEND, nothing", "APPEND Filed", nil, 2, 1},
+	{"APPEND, all", "APPEND Filed", []string{"APPEND Filed"}, 2, 1},
+	{"CREATE, all", "CREATE New#", []string{"CREATE New#"}, 2, 0},
+	{"CREATE, nothing", "CREATE New#", nil, 2, 0},
+	{"RENAME, all", "RENAME Old# New#", []string{"RENAME Old# New#"}, 2, 0},
+	{"RENAME, nothing", "RENAME Old# New#", nil, 2, 0},
+	{"DELETE, all", "DELETE Old#", []string{"DELETE Old#"}, 2, 0},
+	{"DELETE, nothing", "DELETE Old#", nil, 2, 0},
+}
+
+// B5, T9, N17: whatever production had done of commands that it did not answer,
+// nothing, all or half, each gets one OK, and the outcome is that of the command
+// done once; whether production lives on or the standby answers.
+func TestB5_UnansweredCommands(t *testing.T) {
+	for _, dies := range []bool{false, true} {
+		t.Run(fmt.Sprintf("production dies %v", dies), func(t *testing.T) { unanswered(t, dies) })
+	}
+}
+
+func unanswered(t *testing.T, dies bool) {
 	s := newSite(t, 1)
 	u := s.Users[0]
 	r, addr := newRelay(t, direct(s))
-	seed := rawLogin(t, direct(s), u)
-	seed.do("c CREATE Filed")
-	b := newBox(t, s, map[string]string{"production.imap": fmt.Sprintf("%q", addr), "failover.hold": `"20s"`})
-	waitPhase(t, b, "protecting")
-	behind := rawLogin(t, direct(s), u)
-	behind.do("s SELECT INBOX")
-	c := rawLogin(t, b.IMAP, u)
-	c.do("s SELECT INBOX")
-	count := func(mailbox string, i int) int {
-		behind.do("e EXAMINE %s", mailbox)
-		out := behind.do("c SEARCH HEADER Subject case%d.", i)
-		behind.do("s SELECT INBOX")
-		return len(strings.Fields(out[0])) - 2
+	settings := map[string]string{"production.imap": fmt.Sprintf("%q", addr), "failover.auto_handback": "false"}
+	if !dies {
+		settings["failover.hold"] = `"20s"`
 	}
-	uid := 0
-	for i, k := range []struct {
-		name, command string // @ and @@ are UIDs of two messages
-		done          []string
-		inbox, filed  int // copies of the two in the end
-	}{
-		{"MOVE, nothing", "UID MOVE @ Filed", nil, 1, 1},
-		{"MOVE, all", "UID MOVE @ Filed", []string{"UID MOVE @ Filed"}, 1, 1},
-		{"MOVE, half", "UID MOVE @ Filed", []string{"UID COPY @ Filed"}, 1, 1},
-		{"MOVE of two, one whole, one half", "UID MOVE @,@@ Filed", []string{"UID COPY @@ Filed", "UID MOVE @ Filed"}, 0, 2},
-		{"MOVE of two, half of one", "UID MOVE @,@@ Filed", []string{"UID COPY @ Filed"}, 0, 2},
-		{"COPY, nothing", "UID COPY @,@@ Filed", nil, 2, 2},
-		{"COPY, all", "UID COPY @,@@ Filed", []string{"UID COPY @,@@ Filed"}, 2, 2},
-		{"STORE, nothing", `UID STORE @ +FLAGS (\Flagged)`, nil, 2, 0},
-		{"STORE, all", `UID STORE @ +FLAGS (\Flagged)`, []string{`UID STORE @ +FLAGS (\Flagged)`}, 2, 0},
-		{"EXPUNGE, nothing", "UID EXPUNGE @", nil, 1, 0},
-		{"EXPUNGE, all", "UID EXPUNGE @", []string{"UID EXPUNGE @"}, 1, 0},
-		{"APPEND, nothing", "APPEND Filed", nil, 2, 1},
-		{"APPEND, all", "APPEND Filed", []string{"APPEND Filed"}, 2, 1},
-		{"CREATE, all", "CREATE New", []string{"CREATE New"}, 2, 0},
-		{"RENAME, all", "RENAME New Newer", []string{"RENAME New Newer"}, 2, 0},
-		{"DELETE, all", "DELETE Newer", []string{"DELETE Newer"}, 2, 0},
-	} {
-		one, two := textOf(fmt.Sprintf("case%d.one", i), 900), textOf(fmt.Sprintf("case%d.two", i), 900)
-		c.append("INBOX", one)
-		c.append("INBOX", two)
-		uid += 2
-		fits := strings.NewReplacer("@@", fmt.Sprint(uid), "@", fmt.Sprint(uid-1))
+	behind := rawLogin(t, direct(s), u)
+	behind.do("c CREATE Filed")
+	behind.do("s SELECT INBOX")
+	say := func(r *raw, tag, command string, i int) {
+		command = strings.NewReplacer("@@", fmt.Sprint(2*i+2), "@", fmt.Sprint(2*i+1), "#", fmt.Sprint(i)).Replace(command)
+		if command == "APPEND Filed" {
+			text := textOf(fmt.Sprintf("case%d.app", i), 700)
+			r.send("%s APPEND Filed {%d+}\r\n%s\r\n", tag, len(text), text)
+			return
+		}
+		r.send("%s %s\r\n", tag, command)
+	}
+	for i, k := range lostCommands {
+		behind.append("INBOX", textOf(fmt.Sprintf("case%d.one", i), 900))
+		behind.append("INBOX", textOf(fmt.Sprintf("case%d.two", i), 900))
+		if strings.Contains(k.command, "Old#") {
+			behind.do("o CREATE Old%d", i)
+		}
 		if strings.Contains(k.name, "EXPUNGE") {
-			c.do("d UID STORE %d +FLAGS (\\Deleted)", uid-1)
+			behind.do("d UID STORE %d +FLAGS (\\Deleted)", 2*i+1)
 		}
-		third := textOf(fmt.Sprintf("case%d.app", i), 700)
-		say := func(r *raw, tag, command string) {
-			if command == "APPEND Filed" {
-				r.send("%s APPEND Filed {%d+}\r\n%s\r\n", tag, len(third), third)
-				return
-			}
-			r.send("%s %s\r\n", tag, fits.Replace(command))
-		}
-		r.set(fits.Replace(k.command), func() {
+	}
+	b := newBox(t, s, settings)
+	waitPhase(t, b, "protecting")
+	order(t, b, "sync")
+	clients := make([]*raw, len(lostCommands))
+	trapped := make(chan struct{})
+	dead := make(chan struct{})
+	for i, k := range lostCommands {
+		c := rawLogin(t, b.IMAP, u)
+		c.do("s SELECT INBOX")
+		clients[i] = c
+		r.set(fmt.Sprintf("k%d", i), func() {
 			behind.do("n NOOP")
 			for _, d := range k.done {
-				say(behind, "x", d)
+				say(behind, "x", d, i)
 				behind.until("x OK")
 			}
-		})
-		say(c, "k", k.command)
-		out := c.until("k ")
-		gone := 0
-		for _, l := range out {
-			if strings.HasSuffix(l, " EXPUNGE") {
-				gone++
+			trapped <- struct{}{}
+			if dies {
+				<-dead
 			}
-		}
-		if !strings.HasPrefix(out[len(out)-1], "k OK") || gone != 2-k.inbox {
+		})
+		say(c, fmt.Sprintf("k%d", i), k.command, i)
+		<-trapped
+	}
+	if dies {
+		s.Kill()
+		close(dead)
+		waitPhase(t, b, "serving")
+	}
+	for i, k := range lostCommands {
+		tag := fmt.Sprintf("k%d ", i)
+		if out := clients[i].until(tag); !strings.HasPrefix(out[len(out)-1], tag+"OK") {
 			t.Errorf("%s: answered %q", k.name, out)
 		}
-		c.do("z NOOP")
-		inbox, filed := count("INBOX", i), count("Filed", i)
-		if inbox != k.inbox || filed != k.filed {
-			t.Errorf("%s: %d in INBOX, %d in Filed, want %d and %d", k.name, inbox, filed, k.inbox, k.filed)
-		}
-		if strings.Contains(k.name, "STORE") {
-			if out := strings.Join(behind.do("f UID FETCH %d (FLAGS)", uid-1), ""); !strings.Contains(out, `\Flagged`) {
-				t.Errorf("%s: %s", k.name, out)
+	}
+	judge := func(where, addr string) {
+		c := rawLogin(t, addr, u)
+		for i, k := range lostCommands {
+			count := func(mailbox string) int {
+				c.do("e EXAMINE %s", mailbox)
+				return len(strings.Fields(c.do("c SEARCH HEADER Subject case%d.", i)[0])) - 2
+			}
+			if inbox, filed := count("INBOX"), count("Filed"); inbox != k.inbox || filed != k.filed {
+				t.Errorf("%s, %s: %d in INBOX, %d in Filed, want %d and %d", where, k.name, inbox, filed, k.inbox, k.filed)
+			}
+			c.do("e EXAMINE INBOX")
+			if strings.Contains(k.name, "STORE") && !strings.Contains(strings.Join(c.do("f UID FETCH %d (FLAGS)", 2*i+1), ""), `\Flagged`) {
+				t.Errorf("%s, %s: no flag", where, k.name)
+			}
+			list := strings.Join(c.do("l LIST \"\" *%d", i), "")
+			if strings.Contains(list, fmt.Sprintf("Old%d", i)) || strings.Contains(k.command, "New#") != strings.Contains(list, fmt.Sprintf("New%d", i)) {
+				t.Errorf("%s, %s: mailboxes %q", where, k.name, list)
 			}
 		}
 	}
+	if dies {
+		judge("on the standby", b.IMAP)
+		check(t, s.Start(t.Context()))
+		waitPhase(t, b, "returning")
+		order(t, b, "handback")
+		waitPhase(t, b, "protecting")
+	} else if st := must(b.Status(t.Context()))(t); st.Epoch != 0 {
+		t.Errorf("a takeover took place: epoch %d", st.Epoch)
+	}
+	judge("on production", direct(s))
 	order(t, b, "sync")
 	if diff := fingerprint(t, direct(s), u).Diff(fingerprint(t, b.IMAP, u)); diff != "" {
 		t.Errorf("through the box it differs:\n%s", diff)
 	}
-	if st := must(b.Status(t.Context()))(t); st.Epoch != 0 {
-		t.Errorf("a takeover took place: epoch %d", st.Epoch)
+	// Every session has the same view as a new one.
+	want := rawLogin(t, b.IMAP, u).do("s SELECT INBOX")
+	for i, k := range lostCommands {
+		clients[i].do("n NOOP")
+		if out := clients[i].do("v UID SEARCH ALL"); len(strings.Fields(out[len(out)-2]))-2 != exists(want) {
+			t.Errorf("%s: the session sees %q, a new one %d messages", k.name, out, exists(want))
+		}
 	}
+}
+
+func exists(lines []string) (n int) {
+	for _, l := range lines {
+		if strings.HasSuffix(l, " EXISTS") {
+			_, _ = fmt.Sscanf(l, "* %d", &n)
+		}
+	}
+	return n
 }

@@ -79,7 +79,7 @@ func FuzzScanner(f *testing.F) {
 
 // The reader never panics and never reads past the end.
 func FuzzReader(f *testing.F) {
-	for _, s := range []string{`(a "b\"c" {3}` + "\r\nabc)", `INBOX (\Seen) "01-Jan-2026 10:00:00 +0000" {3}`, "1:4,7,* +FLAGS (x)", "((((("} {
+	for _, s := range []string{`(a "b\"c" {3}` + "\r\nabc)", `INBOX (\Seen) "01-Jan-2026 10:00:00 +0000" {3}`, "1:4,7,* +FLAGS (x)", "(((((", "(a 5\rb)"} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {

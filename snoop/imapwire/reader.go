@@ -298,8 +298,8 @@ func (r *Reader) skip(depth int) {
 		_ = r.String()
 	case c == 0 || c == ')' || c == ' ':
 		r.Failf("expected a value at byte %d", r.i)
-	default:
-		r.take(func(c byte) bool { return c > 0x20 && c != '(' && c != ')' && c != '"' })
+	case r.take(func(c byte) bool { return c > 0x20 && c != '(' && c != ')' && c != '"' }) == "":
+		r.Failf("unexpected %q at byte %d", c, r.i)
 	}
 }
 

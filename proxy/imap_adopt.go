@@ -196,6 +196,7 @@ func (s *imapSession) reopen(up *upstream, box *imapsession.Box) (st BoxState, u
 	if box.ReadOnly {
 		verb = "EXAMINE "
 	}
+	sn := s.p.opt.Tap.Known(s.account, box.Name)
 	r, err := up.ask("UA2", verb+imapwire.AString(box.Name), func(r imapwire.Response) {
 		n, _ := strconv.ParseUint(string(r.Arg), 10, 32)
 		switch {
@@ -213,7 +214,10 @@ func (s *imapSession) reopen(up *upstream, box *imapsession.Box) (st BoxState, u
 	if r.Name != "OK" || s.shown(up, box.Name, st.UIDValidity) != box.Shown {
 		return st, nil, 0, fmt.Errorf("%w: mailbox is another one: %s %s", imapsession.ErrNotAdoptable, r.Name, r.Rest)
 	}
-	if uids, modseq, ok := s.p.opt.Tap.View(s.account, box.Name, st); ok {
+	if same(sn, up.lease.Side, st) {
+		modseq = sn.ModSeq
+	}
+	if uids, ok := view(sn, up.lease.Side, st); ok {
 		return st, uids, modseq, nil
 	}
 	// What production tells of changes meanwhile is in the next answer.
@@ -235,7 +239,7 @@ func (s *imapSession) reopen(up *upstream, box *imapsession.Box) (st BoxState, u
 		}
 		if err != nil || !changed {
 			slices.Sort(uids)
-			return st, uids, 0, err
+			return st, uids, modseq, err
 		}
 	}
 	return st, nil, 0, errors.New("the mailbox changes too fast")

@@ -98,6 +98,9 @@ func (s *imapSession) resend(up *upstream) {
 	for _, c := range pending {
 		s.mu.Lock()
 		c.Rerun = true
+		if c.Complete() {
+			s.opens(c)
+		}
 		again := s.track.Again(c)
 		sp := s.spools[c]
 		idling := c.Verb == "IDLE" && c.Continued && !c.Ended

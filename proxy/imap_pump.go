@@ -128,6 +128,9 @@ func (s *imapSession) follow(piece imapwire.Piece, b []byte, production bool) (c
 	if wait = piece.Lit.Present && !piece.Lit.NonSync || done && cmd.Verb == "IDLE"; wait {
 		s.waiting = cmd
 	}
+	if done {
+		s.opens(cmd)
+	}
 	switch {
 	case done && (strings.HasSuffix(cmd.Verb, "COPY") || strings.HasSuffix(cmd.Verb, "MOVE")):
 		if to := copyTarget(cmd); to != "" {

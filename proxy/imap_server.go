@@ -198,8 +198,9 @@ func (s *imapSession) serverUnit(ctx context.Context, up *upstream, line []byte,
 	oldest := s.track.Oldest()
 	ev := s.track.Server(line)
 	box := s.track.Box
-	sp := s.spools[ev.Cmd]
+	sp, before := s.spools[ev.Cmd], s.before[ev.Cmd]
 	delete(s.spools, ev.Cmd)
+	delete(s.before, ev.Cmd)
 	signal := s.waiting != nil && (ev.Resp.Tag == "+" || ev.Cmd == s.waiting)
 	if signal {
 		s.waiting = nil
@@ -232,7 +233,7 @@ func (s *imapSession) serverUnit(ctx context.Context, up *upstream, line []byte,
 		s.p.opt.Tap.Hint(s.account, box.Name)
 	}
 	if ev.Selected {
-		s.seed(up, ev.Cmd.Mailbox)
+		s.seed(up, ev.Cmd.Mailbox, before)
 	}
 	if again := doneBefore(&ev); again != nil {
 		v.line = again
@@ -338,36 +339,6 @@ func changes(verb string) bool {
 		return true
 	}
 	return false
-}
-
-// seed gives the tracker the view of a mailbox that the replica knows.
-func (s *imapSession) seed(up *upstream, mailbox string) {
-	s.mu.Lock()
-	box := s.track.Box
-	st := BoxState{UIDValidity: box.UIDValidity, UIDNext: box.UIDNext, Exists: len(box.View)}
-	s.mu.Unlock()
-	shown := s.shown(up, mailbox, st.UIDValidity)
-	uids, modseq, ok := s.p.opt.Tap.View(s.account, mailbox, st)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.track.Box != box {
-		return
-	}
-	box.Shown = shown
-	if ok {
-		box.ModSeq = modseq
-		s.track.Seed(uids)
-	}
-}
-
-// shown is the UIDVALIDITY that clients see of a mailbox.
-func (s *imapSession) shown(up *upstream, mailbox string, validity uint32) uint32 {
-	if up.lease.Side == Production {
-		if v := s.p.opt.Tap.Virtual(s.account, mailbox); v != 0 {
-			return v
-		}
-	}
-	return validity
 }
 
 // rewrite returns a line with its capability list cut, and its UIDVALIDITY

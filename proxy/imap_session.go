@@ -86,12 +86,13 @@ type imapSession struct {
 	numbers imapsession.Numbers
 	news    news
 	spools  map[*imapsession.Cmd]row.Spool
-	done    map[*imapsession.Cmd]string // unanswered commands that a lost upstream had done: code of their OK
-	waiting *imapsession.Cmd            // the client pump waits for its continuation
-	settles bool                        // an accepted change is being made durable
-	bye     bool                        // LOGOUT was seen
-	gone    bool                        // the client sends no more
-	heard   time.Time                   // of the client
+	done    map[*imapsession.Cmd]string        // unanswered commands that a lost upstream had done: code of their OK
+	before  map[*imapsession.Cmd]*row.Snapshot // what the replica held when a SELECT was sent
+	waiting *imapsession.Cmd                   // the client pump waits for its continuation
+	settles bool                               // an accepted change is being made durable
+	bye     bool                               // LOGOUT was seen
+	gone    bool                               // the client sends no more
+	heard   time.Time                          // of the client
 	unit    unit
 
 	proceed chan bool     // outcome of waiting; never more than one is due
@@ -104,7 +105,8 @@ type imapSession struct {
 
 func newIMAPSession(p *Proxy, account string, l Login, who Client, client net.Conn) *imapSession {
 	s := &imapSession{p: p, account: account, login: l, who: who, client: client, track: imapsession.New(account), heard: time.Now(),
-		spools: map[*imapsession.Cmd]row.Spool{}, done: map[*imapsession.Cmd]string{}, send: newLock(), wmu: newLock(), proceed: make(chan bool, 1), calm: make(chan struct{}, 1), ended: make(chan struct{})}
+		spools: map[*imapsession.Cmd]row.Spool{}, done: map[*imapsession.Cmd]string{},
+		before: map[*imapsession.Cmd]*row.Snapshot{}, send: newLock(), wmu: newLock(), proceed: make(chan bool, 1), calm: make(chan struct{}, 1), ended: make(chan struct{})}
 	s.attached = sync.NewCond(s.send)
 	return s
 }

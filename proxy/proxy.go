@@ -98,9 +98,8 @@ var (
 type Tap interface {
 	// LoggedIn tells that production accepted a login, and returns the account.
 	LoggedIn(ctx context.Context, l Login) (account string, err error)
-	// View returns the UIDs of a mailbox, and the MODSEQ of the replica, if the
-	// replica holds it in exactly this state.
-	View(account, mailbox string, st BoxState) (uids []uint32, modseq uint64, ok bool)
+	// Known is what the replica holds of a mailbox now; nil if it does not know it.
+	Known(account, mailbox string) *row.Snapshot
 	// Changes returns the flags of the messages that changed after a MODSEQ of
 	// the replica (0: none), and of some others.
 	Changes(account, mailbox string, since uint64, also []uint32) []row.FlagsOf

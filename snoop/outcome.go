@@ -13,14 +13,13 @@ import (
 	"understudy/snoop/imapwire"
 )
 
-// View returns the UIDs of a mailbox, and the replica's MODSEQ, if the replica
-// holds it with this UIDVALIDITY, UIDNEXT and number of messages.
-func (c *Cache) View(account, mailbox string, validity, next uint32, exists int) (uids []uint32, modseq uint64, ok bool) {
+// Known is what the replica holds of a mailbox now; nil if it does not know it.
+func (c *Cache) Known(account, mailbox string) *row.Snapshot {
 	sn, err := c.opt.Replica.Snapshot(account, mailbox)
-	if err != nil || !sn.Synced && !sn.Born || sn.OnProduction() != validity && sn.UIDValidity != validity || sn.UIDNext != next || len(sn.UIDs) != exists {
-		return nil, 0, false
+	if err != nil {
+		return nil
 	}
-	return sn.UIDs, sn.ModSeq, true
+	return sn
 }
 
 // Changes returns the flags of the messages that changed after a MODSEQ of the

@@ -114,10 +114,6 @@ func (t tap) Arriving(ctx context.Context, m row.Envelope, sp row.Spool) proxy.A
 	return t.Cache.Arriving(ctx, m, sp)
 }
 
-func (t tap) View(account, mailbox string, st proxy.BoxState) ([]uint32, uint64, bool) {
-	return t.Cache.View(account, mailbox, st.UIDValidity, st.UIDNext, st.Exists)
-}
-
 func (t tap) Outcome(ctx context.Context, account string, c *imapsession.Cmd, sp row.Spool, side proxy.Side) (string, bool, error) {
 	return t.Cache.Outcome(ctx, account, c, sp, side == proxy.Production)
 }

@@ -137,7 +137,7 @@ func (p *primary) LoggedIn(context.Context, proxy.Login) (string, error)        
 func (p *primary) Denied(proxy.Login)                                              {}
 func (p *primary) Mark(string, string) uint32                                      { return 0 }
 func (p *primary) Changes(string, string, uint64, []uint32) []row.FlagsOf          { return nil }
-func (p *primary) View(string, string, proxy.BoxState) ([]uint32, uint64, bool)    { return nil, 0, false }
+func (p *primary) Known(string, string) *row.Snapshot                              { return nil }
 func (p *primary) Unanswered(string, *imapsession.Cmd)                             {}
 func (p *primary) Hint(string, string)                                             {}
 func (p *primary) Virtual(string, string) uint32                                   { return 0 }

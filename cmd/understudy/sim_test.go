@@ -52,6 +52,30 @@ type world struct {
 	frozen chan struct{} // closed when production goes on
 	silent time.Duration // the hold of a silent production; 0 is two seconds
 	plan   []string
+	lively time.Time // until then clients are busy whatever the phase
+}
+
+// pace is the pause of a client between two commands: short around a fault and
+// while anything moves, long while nothing happens.
+func (w *world) pace() time.Duration {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.box != nil && !time.Now().Before(w.lively) {
+		switch w.box.app.keeper.State().Phase {
+		case failover.Protecting, failover.Serving:
+			return 300 * time.Millisecond
+		}
+	}
+	return 20 * time.Millisecond
+}
+
+// liven makes clients busy for some time.
+func (w *world) liven(d time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if end := time.Now().Add(d); end.After(w.lively) {
+		w.lively = end
+	}
 }
 
 const simMaster, simMasterPassword = "master", "master-secret"
@@ -367,6 +391,8 @@ func (w *world) some(limit time.Duration) time.Duration {
 func (w *world) faults() (boxDied bool) {
 	for range 1 + int(w.some(3)) {
 		time.Sleep(w.some(2 * time.Second))
+		w.liven(600 * time.Millisecond)
+		time.Sleep(200 * time.Millisecond)
 		kind := int(w.some(8))
 		w.plan = append(w.plan, []string{"kill", "kill", "restart", "freeze", "blip", "cut", "planned", "box"}[kind])
 		switch kind {
@@ -408,6 +434,7 @@ func (w *world) faults() (boxDied bool) {
 			time.Sleep(w.some(2 * time.Second))
 			w.startBox()
 		}
+		w.liven(300 * time.Millisecond)
 	}
 	return boxDied
 }
@@ -475,9 +502,10 @@ func simulate(t *testing.T, seed uint64, sabotage func(net.Conn) net.Conn) (faul
 		return c, err
 	}
 	clients.Go(func() {
-		load.Run(ctx, load.Options{IMAP: "imap", SMTP: "smtp", Users: w.users, Password: simPassword, Seed: seed, Tag: "sim", Pause: 30 * time.Millisecond,
+		load.Run(ctx, load.Options{IMAP: "imap", SMTP: "smtp", Users: w.users, Password: simPassword, Seed: seed, Tag: "sim", Pace: w.pace,
 			Folder: "Filed", Deletes: true, PerUser: 2, Dial: dial, Book: book}, l)
 	})
+	w.liven(600 * time.Millisecond)
 	time.Sleep(300 * time.Millisecond) // all have logged in
 	boxDied := w.faults()
 	time.Sleep(time.Second)

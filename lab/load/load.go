@@ -110,9 +110,10 @@ type Options struct {
 	Users      []string
 	Password   func(user string) string
 	Seed       uint64
-	Tag        string        // makes the Message-IDs of this run its own
-	Pause      time.Duration // between two commands of a client
-	Folder     string        // moves go there; it must exist
+	Tag        string               // makes the Message-IDs of this run its own
+	Pause      time.Duration        // between two commands of a client
+	Pace       func() time.Duration // if set, in place of Pause
+	Folder     string               // moves go there; it must exist
 	Deletes    bool
 	PerUser    int // IMAP clients of each user; 0 is one
 	// Dial connects; nil is the network's.
@@ -163,6 +164,14 @@ type client struct {
 type held struct {
 	e   *Entry
 	uid uint32
+}
+
+func (c *client) pause() {
+	if c.o.Pace != nil {
+		time.Sleep(c.o.Pace())
+		return
+	}
+	time.Sleep(c.o.Pause)
 }
 
 func (c *client) good() {
@@ -225,7 +234,7 @@ func (c *client) imap(ctx context.Context) (err error) {
 			return err
 		}
 		c.good()
-		time.Sleep(c.o.Pause)
+		c.pause()
 	}
 	ic.Logout()
 	return nil
@@ -415,7 +424,7 @@ func (c *client) smtp(ctx context.Context) error {
 		}
 		e.Stored, c.unsent = Yes, nil
 		c.good()
-		time.Sleep(c.o.Pause)
+		c.pause()
 	}
 	_, _ = step("QUIT")
 	return nil

@@ -244,7 +244,7 @@ func (m *Mirror) SyncMailbox(ctx context.Context, account, mailbox string) error
 	defer unlock()
 	return m.with(ctx, account, func(c *imapc.Conn) error {
 		for range 5 {
-			s := &boxSync{m: m, ctx: ctx, c: c, account: account, mailbox: mailbox}
+			s := &boxSync{m: m, ctx: ctx, c: c, account: account, mailbox: mailbox, stale: map[uint32]bool{}}
 			again, err := s.run()
 			if err != nil || !again {
 				return err

@@ -30,7 +30,8 @@ type boxSync struct {
 	sel   imapc.Selected
 	local *row.Snapshot
 	mark  uint64
-	again bool // the wire changed something meanwhile
+	again bool            // the wire changed something meanwhile
+	stale map[uint32]bool // known with other bytes than production has
 	twins map[uint32]row.Twin
 }
 
@@ -215,8 +216,9 @@ func (s *boxSync) applyAttributes(remote map[uint32]imapc.Message, uids []uint32
 				continue
 			}
 			if rm.Size != 0 && rm.Size != r.Size {
-				// Production keeps other bytes than were sent: fetch them.
-				tx.DeleteRow(m.ID, r.UID)
+				// Production keeps other bytes than were sent: fetch them. Until
+				// then what was sent is better than nothing.
+				s.stale[r.UID] = true
 				continue
 			}
 			n := *r
@@ -244,7 +246,7 @@ func (s *boxSync) bodies(remote map[uint32]imapc.Message) error {
 	slices.Sort(need)
 	if now, err := s.m.opt.Store.SnapshotByID(s.account, s.local.ID); err == nil {
 		// The wire may have brought some while the list was read.
-		need = slices.DeleteFunc(need, func(u uint32) bool { return now.Find(u) != nil })
+		need = slices.DeleteFunc(need, func(u uint32) bool { return now.Find(u) != nil && !s.stale[u] })
 	}
 	if s.local.Synced && len(need) > 0 && len(need) <= headerFirst && len(s.m.opt.Store.Twins(s.account)) > 0 {
 		var err error

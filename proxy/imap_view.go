@@ -1,0 +1,74 @@
+package proxy
+
+import (
+	"understudy/replica/row"
+	"understudy/snoop/imapsession"
+)
+
+// view tells the UIDs of a mailbox in the state st that a side told of it, if
+// sn, which the replica held before the mailbox was opened, proves them.
+//
+// What was learned of production goes before or with it but never ahead: a
+// message that production had when it was opened, and that is older than the
+// last sync, was in sn. So sn holds all of them, if production's UIDNEXT is still
+// that of the last sync, and no other, if there are as many. A snapshot that is
+// taken later proves nothing: it may lack a message that was expunged since, and
+// have one that was expunged unseen before.
+func view(sn *row.Snapshot, side Side, st BoxState) (uids []uint32, ok bool) {
+	if !same(sn, side, st) || sn.UIDNext != st.UIDNext || len(sn.UIDs) != st.Exists {
+		return nil, false
+	}
+	if side == Production && (!sn.Synced || sn.SyncedNext != st.UIDNext) {
+		return nil, false
+	}
+	return sn.UIDs, true
+}
+
+// same reports whether sn is of the mailbox that a side opened.
+func same(sn *row.Snapshot, side Side, st BoxState) bool {
+	if sn == nil {
+		return false
+	}
+	if side == Production {
+		return sn.OnProduction() == st.UIDValidity
+	}
+	return sn.UIDValidity == st.UIDValidity
+}
+
+// opens notes what the replica holds before a command opens a mailbox; mu is held.
+func (s *imapSession) opens(c *imapsession.Cmd) {
+	if c.Verb == "SELECT" || c.Verb == "EXAMINE" {
+		s.before[c] = s.p.opt.Tap.Known(s.account, c.Mailbox)
+	}
+}
+
+// seed gives the tracker the view of the mailbox that was opened, if it is certain.
+func (s *imapSession) seed(up *upstream, mailbox string, sn *row.Snapshot) {
+	s.mu.Lock()
+	box := s.track.Box
+	st := BoxState{UIDValidity: box.UIDValidity, UIDNext: box.UIDNext, Exists: len(box.View)}
+	s.mu.Unlock()
+	shown := s.shown(up, mailbox, st.UIDValidity)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.track.Box != box {
+		return
+	}
+	box.Shown = shown
+	if same(sn, up.lease.Side, st) {
+		box.ModSeq = sn.ModSeq
+	}
+	if uids, ok := view(sn, up.lease.Side, st); ok {
+		s.track.Seed(uids)
+	}
+}
+
+// shown is the UIDVALIDITY that clients see of a mailbox.
+func (s *imapSession) shown(up *upstream, mailbox string, validity uint32) uint32 {
+	if up.lease.Side == Production {
+		if v := s.p.opt.Tap.Virtual(s.account, mailbox); v != 0 {
+			return v
+		}
+	}
+	return validity
+}

@@ -1,6 +1,8 @@
 package proxy
 
 import (
+	"slices"
+
 	"understudy/replica/row"
 	"understudy/snoop/imapsession"
 )
@@ -8,18 +10,21 @@ import (
 // view tells the UIDs of a mailbox in the state st that a side told of it, if
 // sn, which the replica held before the mailbox was opened, proves them.
 //
-// What was learned of production goes before or with it but never ahead: a
-// message that production had when it was opened, and that is older than the
-// last sync, was in sn. So sn holds all of them, if production's UIDNEXT is still
-// that of the last sync, and no other, if there are as many. A snapshot that is
-// taken later proves nothing: it may lack a message that was expunged since, and
-// have one that was expunged unseen before.
+// The replica forgets a message only after production did: one that production
+// had when it was opened, and that is older than the last sync, was in sn. So sn
+// holds all of them, if every UID given since the last sync is in it, and no
+// other, if there are as many. A snapshot that is taken later proves nothing: it
+// may lack a message that was expunged since, and have one that was expunged
+// unseen before.
 func view(sn *row.Snapshot, side Side, st BoxState) (uids []uint32, ok bool) {
 	if !same(sn, side, st) || sn.UIDNext != st.UIDNext || len(sn.UIDs) != st.Exists {
 		return nil, false
 	}
-	if side == Production && (!sn.Synced || sn.SyncedNext != st.UIDNext) {
-		return nil, false
+	if side == Production {
+		old, _ := slices.BinarySearch(sn.UIDs, sn.SyncedNext)
+		if !sn.Synced || sn.SyncedNext == 0 || uint32(len(sn.UIDs)-old) != st.UIDNext-min(sn.SyncedNext, st.UIDNext) {
+			return nil, false
+		}
 	}
 	return sn.UIDs, true
 }

@@ -81,3 +81,72 @@ func TestB5_KillsUnderLoad(t *testing.T) {
 		}
 	}
 }
+
+// B5, M16: the Understudy itself is killed with -9 under load, at random moments
+// of protecting, of an outage, and of the way back; once production dies with it.
+// Sessions break then. What was answered OK or 250 is there all the same, once.
+func TestB5_UnderstudyKilled(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 0))
+	some := func(ms int) { time.Sleep(time.Duration(rng.IntN(ms)) * time.Millisecond) }
+	s := newSite(t, 3)
+	for _, u := range s.Users {
+		do(t, dial(t, direct(s), u), "CREATE Filed")
+	}
+	b := newBox(t, s, map[string]string{"failover.auto_handback": "true", "failover.return_probes": "1"})
+	waitPhase(t, b, "protecting")
+	l, book, stop := work(t, load.Options{IMAP: b.IMAP, SMTP: b.SMTP, Users: s.Users, Seed: seed, Tag: "box", Pause: 15 * time.Millisecond})
+	again := func() {
+		b.Kill()
+		some(200)
+		check(t, b.Start(t.Context()))
+	}
+	for i := range kills(8) {
+		some(800)
+		switch i % 4 {
+		case 0: // production lives
+			again()
+		case 1: // in the outage
+			s.Kill()
+			waitPhase(t, b, "serving")
+			some(600)
+			again()
+			some(600)
+			check(t, s.Start(t.Context()))
+		case 2: // on the way back
+			s.Kill()
+			waitPhase(t, b, "serving")
+			some(600)
+			check(t, s.Start(t.Context()))
+			waitPhase(t, b, "copying back", "handing back", "protecting")
+			some(300)
+			again()
+		case 3: // both at once
+			s.Kill()
+			again()
+			some(1000)
+			check(t, s.Start(t.Context()))
+		}
+		waitPhase(t, b, "protecting")
+	}
+	some(500)
+	stop()
+	settled(t, b)
+	v := l.Judge(look(t, direct(s), s.Users))
+	t.Logf("on production: %s; sessions that broke: %d", v, l.Broken.Load())
+	if !v.OK() || v.Confirmed == 0 {
+		t.Errorf("ledger and production differ: %s", v)
+		for _, id := range append(v.Lost, v.Doubled...) {
+			_, log := mailLog(s, id)
+			t.Logf("Postfix's log of %s:\n%s", id, log)
+		}
+	}
+	legal(t, book)
+	order(t, b, "sync")
+	for _, u := range s.Users {
+		if diff := fingerprint(t, direct(s), u).Diff(fingerprint(t, b.IMAP, u)); diff != "" {
+			t.Errorf("through the box %s differs:\n%s", u, diff)
+		}
+	}
+}

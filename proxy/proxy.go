@@ -125,6 +125,11 @@ type Tap interface {
 	// Arriving begins to make a whole message durable while production decides
 	// about it. Accepted waits for that; Refused forgets the message.
 	Arriving(ctx context.Context, m row.Envelope, sp row.Spool) Arrival
+	// Repeated reports whether a message was accepted before, by a process that
+	// ended without an answer to the sender.
+	Repeated(ctx context.Context, m row.Envelope, sp row.Spool) (bool, error)
+	// Replied tells that the sender of a message was answered.
+	Replied(m row.Envelope, sp row.Spool)
 }
 
 // Arrival is a message between its end-of-data and production's answer.

@@ -397,6 +397,15 @@ func (s *smtpSession) data(ctx context.Context, c smtpwire.Command) error {
 // at once, and the message is owed to them; the others are asked of the next
 // upstream, where they may come to get it twice (RFC 5321 section 6.1).
 func (s *smtpSession) finish(ctx context.Context, sp row.Spool) error {
+	mail := s.mail
+	if again, err := s.p.opt.Tap.Repeated(ctx, mail, sp); err != nil {
+		return s.unsafe(err)
+	} else if again {
+		s.seam.abandon()
+		s.reset()
+		s.reply(smtpwire.NewReply(250, "2.0.0 Ok: accepted before"))
+		return nil
+	}
 	for {
 		var arrival Arrival
 		sent, lost := false, false
@@ -445,6 +454,12 @@ func (s *smtpSession) finish(ctx context.Context, sp row.Spool) error {
 		}
 		s.reset()
 		s.reply(r)
+		if err := s.w.Flush(); err != nil {
+			return err
+		}
+		if r.OK() {
+			s.p.opt.Tap.Replied(mail, sp)
+		}
 		return nil
 	}
 }

@@ -139,11 +139,16 @@ func (u *smtpUpstream) revoked() bool {
 	}
 }
 
-// leave ends the seam with its session.
-func (m *smtpSeam) leave() {
+// abandon gives up an upstream in the middle of a body, which it then has not.
+func (m *smtpSeam) abandon() {
 	m.mu.Lock()
 	m.lose(nil)
 	m.mu.Unlock()
+}
+
+// leave ends the seam with its session.
+func (m *smtpSeam) leave() {
+	m.abandon()
 	m.wg.Wait()
 }
 

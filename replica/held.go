@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"sort"
@@ -26,8 +27,12 @@ func (s *Store) Hold(ctx context.Context, h row.Held) (row.Held, error) {
 	s.nextID++
 	h.ID = s.nextID
 	s.mu.Unlock()
-	if err := s.putHeld(ctx, &h); err != nil {
+	var b meta.Batch
+	if err := errors.Join((heldRow{h}).store(&b), s.await(&b, &h)); err != nil {
 		return h, err
+	}
+	if _, err := s.Meta.Commit(ctx, b); err != nil {
+		return h, fmt.Errorf("hold delivery: %w", err)
 	}
 	s.mu.Lock()
 	s.held[h.ID] = &h

@@ -66,6 +66,9 @@ type Store struct {
 	held     map[uint64]*row.Held
 	routes   map[string]row.Route
 	twins    map[uint64]row.Twin
+	waiting  map[uint64]unreplied // their senders are not answered yet
+	replied  []uint64             // they are, and the rows are still there
+	crashed  []unreplied          // left over by the process before
 	nextID   uint64
 	cached   int // rows in snapshots
 }
@@ -97,7 +100,7 @@ func Open(o Options) (*Store, error) {
 	if err != nil {
 		return nil, errors.Join(err, blobs.Close())
 	}
-	s := &Store{Meta: m, Blobs: blobs, opt: o, accounts: map[string]*account{}, held: map[uint64]*row.Held{}, routes: map[string]row.Route{}, twins: map[uint64]row.Twin{}}
+	s := &Store{Meta: m, Blobs: blobs, opt: o, accounts: map[string]*account{}, held: map[uint64]*row.Held{}, routes: map[string]row.Route{}, twins: map[uint64]row.Twin{}, waiting: map[uint64]unreplied{}}
 	if err := s.load(); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
@@ -105,7 +108,9 @@ func Open(o Options) (*Store, error) {
 }
 
 // Close closes both stores.
-func (s *Store) Close() error { return errors.Join(s.Meta.Close(), s.Blobs.Close()) }
+func (s *Store) Close() error {
+	return errors.Join(s.flushReplied(), s.Meta.Close(), s.Blobs.Close())
+}
 
 func (s *Store) load() error {
 	return s.Meta.View(func(sn meta.Snap) error {
@@ -151,7 +156,7 @@ func (s *Store) load() error {
 			}
 			s.routes[r.Recipient] = r
 		}
-		return nil
+		return s.loadUnreplied(sn)
 	})
 }
 

@@ -164,3 +164,65 @@ func TestB10_HeldAndRoutes(t *testing.T) {
 		t.Errorf("%d messages, %d held; delivering twice must deliver once", len(sn.Rows), s.HeldCount())
 	}
 }
+
+// N18: a message that was accepted, and whose sender was not answered before the
+// process ended, is known when the sender comes again; once, and not after it was
+// refused or answered.
+func TestN18_SenderComesAgain(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir)
+	ctx := t.Context()
+	if _, err := s.EnsureAccount(ctx, "ada@d.test", row.Production); err != nil {
+		t.Fatal(err)
+	}
+	hold := func(text string) (row.Held, row.Envelope, row.Ref) {
+		ref, err := s.PutMessage([]byte("Subject: x\r\n\r\n" + text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		h, err := s.Hold(ctx, row.Held{From: "x@y", Rcpts: []string{"ada@d.test", "Bob@d.test"}, Ref: ref, Arrived: time.Now()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return h, row.Envelope{From: "x@y", Rcpts: []string{"bob@d.test", "ada@d.test"}}, ref
+	}
+	_, e, lost := hold("not answered")
+	seen, _, landed := hold("not answered, and seen in a mailbox")
+	if err := s.DropHeld(ctx, seen.ID, func(string) bool { return true }); err != nil {
+		t.Fatal(err)
+	}
+	refused, _, no := hold("refused")
+	if err := s.Forget(ctx, refused.ID); err != nil {
+		t.Fatal(err)
+	}
+	_, _, answered := hold("answered")
+	s.Replied(e, answered)
+	_, _, last := hold("the next, which strikes the answered one off")
+	s.Replied(e, last)
+	again := func(ref row.Ref, want bool, why string) {
+		t.Helper()
+		if ok, err := s.Repeated(ctx, e, ref); err != nil || ok != want {
+			t.Errorf("%s: %v, %v", why, ok, err)
+		}
+	}
+	again(lost, false, "while the process lives")
+	if err := errors.Join(s.Meta.Close(), s.Blobs.Close()); err != nil { // nothing more is written
+		t.Fatal(err)
+	}
+	s = open(t, dir)
+	if ok, _ := s.Repeated(ctx, row.Envelope{From: "x@y", Rcpts: []string{"ada@d.test"}}, lost); ok {
+		t.Error("for other recipients")
+	}
+	again(lost, true, "not answered")
+	again(lost, false, "a third time")
+	again(landed, true, "seen in a mailbox")
+	again(no, false, "refused")
+	again(answered, false, "answered")
+	owed := s.HeldAll()
+	if len(owed) == 0 || !owed[0].Owed {
+		t.Errorf("what production may not have is not owed: %+v", owed)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+}

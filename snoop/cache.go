@@ -37,7 +37,7 @@ type Replica interface {
 	NoteDoubt(ctx context.Context, user string, d row.Doubt) error
 	Confirm(id uint64)
 	Owe(ctx context.Context, id uint64) error
-	DropHeld(ctx context.Context, id uint64, gone func(rcpt string) bool) error
+	Forget(ctx context.Context, id uint64) error
 	RouteOf(rcpt string) (row.Route, bool)
 }
 
@@ -407,7 +407,7 @@ func (a *Arrival) Refused() {
 	if err := <-a.done; err != nil || len(a.h.Rcpts) == 0 {
 		return
 	}
-	if err := a.c.opt.Replica.DropHeld(a.ctx, a.h.ID, func(string) bool { return true }); err != nil {
+	if err := a.c.opt.Replica.Forget(a.ctx, a.h.ID); err != nil {
 		a.c.opt.Log.Error("forget a refused message", "held", a.h.ID, "err", err)
 	}
 }

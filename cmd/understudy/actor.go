@@ -158,7 +158,7 @@ func (a *actor) expireHeld(ctx context.Context, now time.Time) error {
 		if h.Owed || h.Standby || now.Sub(h.Arrived) < a.holdFor {
 			continue
 		}
-		if err := a.store.DropHeld(ctx, h.ID, func(string) bool { return true }); err != nil {
+		if err := a.store.Forget(ctx, h.ID); err != nil {
 			return err
 		}
 	}

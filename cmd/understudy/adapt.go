@@ -114,6 +114,26 @@ func (t tap) Arriving(ctx context.Context, m row.Envelope, sp row.Spool) proxy.A
 	return t.Cache.Arriving(ctx, m, sp)
 }
 
+func (t tap) Repeated(ctx context.Context, m row.Envelope, sp row.Spool) (bool, error) {
+	if !t.store.MayRepeat() {
+		return false, nil
+	}
+	ref, err := sp.Commit()
+	if err != nil {
+		return false, err
+	}
+	return t.store.Repeated(ctx, m, ref)
+}
+
+func (t tap) Replied(m row.Envelope, sp row.Spool) {
+	if !t.store.Awaiting() {
+		return
+	}
+	if ref, err := sp.Commit(); err == nil {
+		t.store.Replied(m, ref)
+	}
+}
+
 func (t tap) Outcome(ctx context.Context, account string, c *imapsession.Cmd, sp row.Spool, side proxy.Side) (string, bool, error) {
 	return t.Cache.Outcome(ctx, account, c, sp, side == proxy.Production)
 }

@@ -142,6 +142,10 @@ func (p *primary) Unanswered(string, *imapsession.Cmd)                          
 func (p *primary) Hint(string, string)                                             {}
 func (p *primary) Virtual(string, string) uint32                                   { return 0 }
 func (p *primary) Arriving(context.Context, row.Envelope, row.Spool) proxy.Arrival { return nil }
+func (p *primary) Replied(row.Envelope, row.Spool)                                 {}
+func (p *primary) Repeated(context.Context, row.Envelope, row.Spool) (bool, error) {
+	return false, nil
+}
 func (p *primary) Settle(context.Context, string, *imapsession.Cmd, imapwire.Response, row.Spool) error {
 	return nil
 }

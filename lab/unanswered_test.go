@@ -7,7 +7,9 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 )
 
 // relay stands between the box and production, and can lose a command: the line
@@ -17,6 +19,9 @@ type relay struct {
 	to    string
 	mu    sync.Mutex
 	traps map[string]func()
+	mute  string // the answer to a line with this word is lost, and all that follow
+	cut   chan struct{}
+	shut  bool // nobody is let through
 }
 
 func newRelay(t *testing.T, to string) (r *relay, addr string) {
@@ -44,14 +49,27 @@ func (r *relay) set(tag string, trap func()) {
 
 func (r *relay) carry(c net.Conn) {
 	defer func() { _ = c.Close() }()
+	r.mu.Lock()
+	shut := r.shut
+	r.mu.Unlock()
 	p, err := net.Dial("tcp", r.to)
-	if err != nil {
+	if err != nil || shut {
 		return
 	}
 	defer func() { _ = p.Close() }()
+	var muted atomic.Bool
 	go func() {
-		_, _ = io.Copy(c, p)
-		_ = c.Close()
+		buf := make([]byte, 64<<10)
+		for {
+			n, err := p.Read(buf)
+			if err != nil {
+				_ = c.Close()
+				return
+			}
+			if !muted.Load() {
+				_, _ = c.Write(buf[:n])
+			}
+		}
 	}()
 	br := bufio.NewReader(c)
 	for {
@@ -63,6 +81,12 @@ func (r *relay) carry(c net.Conn) {
 		r.mu.Lock()
 		trap := r.traps[tag]
 		delete(r.traps, tag)
+		mute := r.mute != "" && strings.Contains(line, r.mute)
+		if mute {
+			muted.Store(true)
+			r.mute, r.shut = "", true
+			time.AfterFunc(500*time.Millisecond, func() { _ = p.Close(); close(r.cut) })
+		}
 		r.mu.Unlock()
 		if trap != nil {
 			if n := literalSize("*" + strings.Replace(strings.TrimSpace(line), "+}", "}", 1)); n > 0 {
@@ -234,4 +258,55 @@ func exists(lines []string) (n int) {
 		}
 	}
 	return n
+}
+
+// N08, E7: copy-back loses its connection when production has stored messages and
+// not answered; what clients do with those messages meanwhile stays done.
+func TestN08_CutCopyBack(t *testing.T) {
+	s := newSite(t, 1)
+	u := s.Users[0]
+	r, addr := newRelay(t, direct(s))
+	r.cut = make(chan struct{})
+	seed := rawLogin(t, direct(s), u)
+	seed.do("c CREATE Filed")
+	seed.append("INBOX", textOf("old", 800))
+	b := newBox(t, s, map[string]string{"production.imap": fmt.Sprintf("%q", addr), "failover.auto_handback": "true", "failover.return_probes": "1"})
+	waitPhase(t, b, "protecting")
+	order(t, b, "sync")
+	c := rawLogin(t, b.IMAP, u)
+	c.do("s SELECT INBOX")
+	s.Kill()
+	waitPhase(t, b, "serving")
+	r.mute = "$Cut"
+	for _, id := range []string{"deleted", "moved", "kept"} {
+		m := textOf(id, 900)
+		c.send("ap APPEND INBOX ($Cut) {%d+}\r\n%s\r\n", len(m), m)
+		c.until("ap OK")
+	}
+	check(t, s.Start(t.Context()))
+	<-r.cut // production has stored them by now
+	uids := strings.Fields(c.do("u UID SEARCH KEYWORD $Cut")[0])[2:]
+	c.do("d UID STORE %s +FLAGS (\\Deleted)", uids[0])
+	c.do("x UID EXPUNGE %s", uids[0])
+	c.do("m UID MOVE %s Filed", uids[1])
+	if n := exists(rawLogin(t, direct(s), u).do("s SELECT INBOX")); n < 4 {
+		t.Errorf("production has stored %d messages: the cut came too early", n)
+	}
+	waitPhase(t, b, "serving", "returning")
+	r.mu.Lock()
+	r.shut = false
+	r.mu.Unlock()
+	waitPhase(t, b, "protecting")
+	order(t, b, "sync")
+	for mailbox, want := range map[string]string{"INBOX": "kept", "Filed": "moved"} {
+		p := rawLogin(t, direct(s), u)
+		p.do("s EXAMINE %s", mailbox)
+		out := strings.Join(p.do("f FETCH 1:* (BODY.PEEK[HEADER.FIELDS (SUBJECT)])"), "")
+		if strings.Count(out, "Subject: "+want) != 1 || strings.Count(out, "deleted")+strings.Count(out, "moved")+strings.Count(out, "kept") != 1 {
+			t.Errorf("%s: %q", mailbox, out)
+		}
+	}
+	if diff := fingerprint(t, direct(s), u).Diff(fingerprint(t, b.IMAP, u)); diff != "" {
+		t.Errorf("through the box it differs:\n%s", diff)
+	}
 }

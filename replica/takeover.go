@@ -114,13 +114,30 @@ func (s *Store) NoteDoubt(ctx context.Context, user string, d row.Doubt) error {
 			}
 		}
 	}
-	b, err := json.Marshal(d)
-	if err != nil {
-		return err
-	}
-	_, err = s.Meta.Commit(ctx, meta.Batch{Do: []meta.Op{{Key: doubtKey(name, rand.Uint64()>>1), Val: b}}})
+	_, err := s.putDoubt(ctx, name, d)
 	return err
 }
+
+func (s *Store) putDoubt(ctx context.Context, name string, d row.Doubt) (key []byte, err error) {
+	b, err := json.Marshal(d)
+	if err != nil {
+		return nil, err
+	}
+	key = doubtKey(name, rand.Uint64()>>1)
+	_, err = s.Meta.Commit(ctx, meta.Batch{Do: []meta.Op{{Key: key, Val: b}}})
+	return key, err
+}
+
+// BeginCopy keeps what copy-back is about to put into a mailbox of production,
+// until EndCopy: if the answers are lost, and a client deletes the messages on
+// the standby, they are known all the same.
+func (s *Store) BeginCopy(ctx context.Context, user string, d row.Doubt) (key []byte, err error) {
+	name, _ := s.Resolve(user)
+	return s.putDoubt(ctx, name, d)
+}
+
+// EndCopy forgets it.
+func (tx *Tx) EndCopy(key []byte) { tx.batch.Delete(key) }
 
 // resolve ends a MOVE that production did, of which the replica has seen the
 // arrival but not the departure.

@@ -110,22 +110,64 @@ func crossMoves(boxes []*box) {
 // halfDone finds messages that production made for a command whose answer nobody
 // got. The standby has the message, or had it to begin with, and whatever clients
 // have done with that since counts: it is still there, or elsewhere, or deleted.
-// Production's are dropped.
-func halfDone(boxes []*box, doubts []row.Doubt) {
+// Production's are dropped. So are those that an earlier run of copy-back was
+// putting there when it was cut off, and what it was moving and has there twice.
+func halfDone(boxes []*box, doubts []row.Doubt) error {
 	for _, d := range doubts {
 		for _, b := range boxes {
-			if b.sn.Name != d.To {
+			if d.Box != b.id && (d.Box != 0 || b.sn.Name != d.To) {
 				continue
 			}
 			for _, ref := range d.Refs {
-				i := slices.IndexFunc(b.todo.Late, func(uid uint32) bool { l := b.late[uid]; return l.ref == ref && !l.reflag })
-				if i >= 0 {
-					b.todo.Drop = append(b.todo.Drop, b.todo.Late[i])
-					b.todo.Late = slices.Delete(b.todo.Late, i, i+1)
+				like, err := b.lateLike(ref)
+				if err != nil {
+					return err
+				}
+				keep := 0
+				if d.Moving {
+					keep = len(slices.DeleteFunc(slices.Clone(d.Refs), func(r row.Ref) bool { return r != ref }))
+				}
+				if len(like) > keep {
+					b.todo.Drop = append(b.todo.Drop, like[0])
+					b.todo.Late = slices.DeleteFunc(b.todo.Late, func(uid uint32) bool { return uid == like[0] })
 				}
 			}
 		}
 	}
+	return nil
+}
+
+// lateLike returns the late messages with a content, lowest UID first. Some
+// servers change carriage returns on saving.
+func (b *box) lateLike(ref row.Ref) (uids []uint32, err error) {
+	text := ""
+	for _, uid := range b.todo.Late {
+		l := b.late[uid]
+		if l.reflag {
+			continue
+		}
+		if l.ref != ref {
+			if diff := l.ref.Size - ref.Size; diff > 0 || -diff > ref.Size/8+16 {
+				continue
+			}
+			late, err := b.opt.Store.Message(l.ref)
+			if err != nil {
+				return nil, err
+			}
+			if text == "" {
+				raw, err := b.opt.Store.Message(ref)
+				if err != nil {
+					return nil, err
+				}
+				text = canonical(raw)
+			}
+			if canonical(late) != text {
+				continue
+			}
+		}
+		uids = append(uids, uid)
+	}
+	return uids, nil
 }
 
 // forget removes from the replica what production has moved away.

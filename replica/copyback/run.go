@@ -179,7 +179,9 @@ func (a *account) run() error {
 	if err != nil {
 		return err
 	}
-	halfDone(work, doubts)
+	if err := halfDone(work, doubts); err != nil {
+		return err
+	}
 	for _, b := range work {
 		if err := b.execute(); err != nil {
 			return fmt.Errorf("mailbox %s of %s: %w", b.sn.Name, a.name, err)

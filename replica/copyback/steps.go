@@ -258,6 +258,14 @@ func (b *box) shift(todo []*row.Message) ([]*row.Message, error) {
 // appendBatch sends messages and checks each answer. It returns how many got
 // their own UIDs; the others are taken back.
 func (b *box) appendBatch(rows []*row.Message) (done int, err error) {
+	var refs []row.Ref
+	for _, r := range rows {
+		refs = append(refs, r.Ref)
+	}
+	key, err := b.opt.Store.BeginCopy(b.ctx, b.name, row.Doubt{Box: b.id, Refs: refs})
+	if err != nil {
+		return 0, err
+	}
 	uids, err := b.send(rows)
 	if err != nil {
 		return 0, err
@@ -274,6 +282,7 @@ func (b *box) appendBatch(rows []*row.Message) (done int, err error) {
 	}
 	b.count(func(r *Report) { r.Appended += done })
 	return done, b.opt.Store.Rebase(b.ctx, b.name, func(tx *replica.Tx) {
+		tx.EndCopy(key)
 		for i, r := range rows[:done] {
 			b.copied(tx, r, uids[i])
 			b.task("copy", b.sn.Name, uids[i])
@@ -428,6 +437,14 @@ func (b *box) behind(p Plan) error {
 		return b.keep(p.Late, p.Late)
 	}
 	if err := b.reach(); err != nil {
+		return err
+	}
+	moving := row.Doubt{Box: b.id, Moving: true}
+	for _, uid := range p.Late {
+		moving.Refs = append(moving.Refs, b.late[uid].ref)
+	}
+	// It goes with all others when the account is handed back.
+	if _, err := b.opt.Store.BeginCopy(b.ctx, b.name, moving); err != nil {
 		return err
 	}
 	now, err := b.double(p.Late)

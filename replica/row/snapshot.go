@@ -148,6 +148,10 @@ type Doubt struct {
 	Dst      []uint32 // in To, if production told them
 	Mark     uint32   // UIDNEXT of To when the MOVE was seen
 	Refs     []Ref    // of the messages
+	// Box, if not 0, is the mailbox that copy-back was putting the messages into:
+	// new ones, or with Moving some of its own, which it then takes out.
+	Box    MailboxID `json:",omitempty"`
+	Moving bool      `json:",omitempty"`
 }
 
 // Twin is a message that production had accepted and that the standby delivered

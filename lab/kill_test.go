@@ -64,12 +64,7 @@ func TestB5_KillsUnderLoad(t *testing.T) {
 	stop()
 	// What Postfix still has queued is delivered now.
 	settled(t, b)
-	stores := look(t, direct(s), s.Users)
-	v := l.Judge(stores)
-	t.Logf("on production: %s; sessions that broke: %d; longest wait for an answer %s", v, l.Broken.Load(), l.LongestGap())
-	if !v.OK() || v.Confirmed == 0 {
-		t.Errorf("ledger and production differ: %s", v)
-	}
+	judged(t, s, l)
 	if n := l.Broken.Load(); n > 0 {
 		t.Errorf("%d sessions broke: %v", n, l.Breaks())
 	}
@@ -133,15 +128,7 @@ func TestB5_UnderstudyKilled(t *testing.T) {
 	some(500)
 	stop()
 	settled(t, b)
-	v := l.Judge(look(t, direct(s), s.Users))
-	t.Logf("on production: %s; sessions that broke: %d", v, l.Broken.Load())
-	if !v.OK() || v.Confirmed == 0 {
-		t.Errorf("ledger and production differ: %s", v)
-		for _, id := range append(v.Lost, v.Doubled...) {
-			_, log := mailLog(s, id)
-			t.Logf("Postfix's log of %s:\n%s", id, log)
-		}
-	}
+	judged(t, s, l)
 	legal(t, book)
 	order(t, b, "sync")
 	for _, u := range s.Users {

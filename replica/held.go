@@ -104,8 +104,18 @@ func (s *Store) Confirm(id uint64) {
 	}
 }
 
-// Given records that production now has a message that it is given again, or
-// that the standby had accepted.
+// Giving records that production is about to be given a message that it may then
+// have, whatever becomes of the answer: it is owed from now on.
+func (s *Store) Giving(ctx context.Context, id uint64, now time.Time) error {
+	return s.changeHeld(ctx, id, func(h *row.Held) { h.Standby, h.Owed, h.Arrived = false, true, now })
+}
+
+// NotGiven takes that back: production surely has not got it.
+func (s *Store) NotGiven(ctx context.Context, was row.Held) error {
+	return s.changeHeld(ctx, was.ID, func(h *row.Held) { h.Standby, h.Owed, h.Arrived = was.Standby, was.Owed, was.Arrived })
+}
+
+// Given records that production has answered for it.
 func (s *Store) Given(ctx context.Context, id uint64) error {
 	return s.changeHeld(ctx, id, func(h *row.Held) { h.Standby, h.Owed = false, false })
 }
@@ -297,57 +307,103 @@ func containsLines(header, lines []byte) bool {
 // BodyKey is the Key of a held delivery with a body of n bytes.
 func BodyKey(n int64) string { return fmt.Sprint(n) }
 
-// Landed records that a held delivery was seen in a mailbox: its recipients
-// that lead there are done, and if one alone could have, its route is learned.
-// Once it was seen as often as it has recipients, it is done whole.
-func (s *Store) Landed(ctx context.Context, h row.Held, account, mailbox string) error {
-	here := func(rcpt string) bool {
-		r, ok := s.RouteOf(rcpt)
-		return ok && r.Account == account
-	}
-	if slices.ContainsFunc(h.Rcpts, here) {
-		return s.DropHeld(ctx, h.ID, here)
-	}
-	var unknown []string
-	for _, r := range h.Rcpts {
-		if _, ok := s.RouteOf(r); !ok {
-			unknown = append(unknown, r)
-		}
-	}
-	if len(unknown) == 1 {
-		if err := s.LearnRoute(ctx, row.Route{Recipient: unknown[0], Account: account, Mailbox: mailbox, Learned: time.Now()}); err != nil {
-			return err
-		}
-		return s.DropHeld(ctx, h.ID, here)
-	}
-	h.Seen = append(slices.Clone(h.Seen), account)
-	if len(h.Seen) >= len(h.Rcpts) {
-		return s.DropHeld(ctx, h.ID, func(string) bool { return true })
+// Land changes an account by f, and records in the same batch that held
+// deliveries were seen in a mailbox of it: their recipients that lead there are
+// done, and if one alone could have, its route is learned. Once a delivery was
+// seen as often as it has recipients, it is done whole. Of two batches the second
+// could be lost, and the message be delivered again.
+func (s *Store) Land(ctx context.Context, account, mailbox string, held []row.Held, f func(*Tx) error) error {
+	if len(held) == 0 {
+		return s.Update(ctx, account, Mirror, f)
 	}
 	s.heldMu.Lock()
 	defer s.heldMu.Unlock()
-	if err := s.putHeld(ctx, &h); err != nil {
-		return err
-	}
-	s.showHeld(heldRow{h})
-	return nil
-}
-
-// LearnRoute stores where mail for a recipient lands.
-func (s *Store) LearnRoute(ctx context.Context, r row.Route) error {
-	r.Recipient = strings.ToLower(r.Recipient)
-	b, err := json.Marshal(r)
+	l := landing{s: s, account: account, mailbox: mailbox, now: map[uint64]heldRow{}}
+	err := s.Update(ctx, account, Mirror, func(tx *Tx) error {
+		if err := f(tx); err != nil {
+			return err
+		}
+		for _, h := range held {
+			l.seen(h)
+		}
+		for _, h := range l.now {
+			if err := h.store(&tx.batch); err != nil {
+				return err
+			}
+		}
+		for _, r := range l.routes {
+			tx.putJSON(routeKey(r), r)
+		}
+		return nil
+	})
 	if err != nil {
 		return err
 	}
-	if _, err := s.Meta.Commit(ctx, meta.Batch{Do: []meta.Op{{Key: []byte("rt/" + r.Recipient), Val: b}}}); err != nil {
-		return fmt.Errorf("store route: %w", err)
+	for _, h := range l.now {
+		s.showHeld(h)
 	}
 	s.mu.Lock()
-	s.routes[r.Recipient] = r
-	s.mu.Unlock()
+	defer s.mu.Unlock()
+	for _, r := range l.routes {
+		s.routes[r.Recipient] = r
+	}
 	return nil
 }
+
+// landing is what becomes of held deliveries that were seen in a mailbox.
+type landing struct {
+	s                *Store
+	account, mailbox string
+	now              map[uint64]heldRow
+	routes           []row.Route
+}
+
+// current is a delivery as it stands, or another one of the same message.
+func (l *landing) current(h row.Held) (heldRow, bool) {
+	for _, x := range append([]row.Held{h}, l.s.HeldAll()...) {
+		if x.Ref != h.Ref {
+			continue
+		}
+		if cur, ok := l.now[x.ID]; ok {
+			if len(cur.Rcpts) > 0 {
+				return cur, true
+			}
+		} else if cur, ok := l.s.heldByID(x.ID); ok {
+			return cur, true
+		}
+	}
+	return heldRow{}, false
+}
+
+func (l *landing) seen(h row.Held) {
+	cur, ok := l.current(h)
+	if !ok {
+		return
+	}
+	var unknown []string
+	rest := slices.DeleteFunc(slices.Clone(cur.Rcpts), func(rcpt string) bool {
+		r, ok := l.s.RouteOf(rcpt)
+		if !ok {
+			unknown = append(unknown, rcpt)
+		}
+		return ok && r.Account == l.account
+	})
+	switch {
+	case len(rest) < len(cur.Rcpts):
+		cur.Rcpts = rest
+	case len(unknown) == 1:
+		l.routes = append(l.routes, row.Route{Recipient: strings.ToLower(unknown[0]), Account: l.account, Mailbox: l.mailbox, Learned: time.Now()})
+		cur.Rcpts = slices.DeleteFunc(rest, func(r string) bool { return r == unknown[0] })
+	default:
+		cur.Seen = append(slices.Clone(cur.Seen), l.account)
+		if len(cur.Seen) >= len(cur.Rcpts) {
+			cur.Rcpts = nil
+		}
+	}
+	l.now[cur.ID] = cur
+}
+
+func routeKey(r row.Route) []byte { return []byte("rt/" + r.Recipient) }
 
 // RouteOf says where mail for a recipient goes: by a learned route, or to the
 // account of that very name.

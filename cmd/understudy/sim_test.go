@@ -532,8 +532,8 @@ func simulate(t *testing.T, seed uint64, sabotage func(net.Conn) net.Conn) (faul
 		}
 	}
 	v := l.Judge(stores)
-	if !v.OK() || v.Confirmed == 0 {
-		faults = append(faults, v.String())
+	if !v.OK() || v.Confirmed == 0 || len(v.Repeated) > 0 {
+		faults = append(faults, v.String(), fmt.Sprint("repeated ", v.Repeated))
 	}
 	if !boxDied && (l.Broken.Load() > 0 || v.Unanswered > 0) {
 		faults = append(faults, fmt.Sprintf("%d sessions broke, %d commands were not answered: %v", l.Broken.Load(), v.Unanswered, l.Breaks()))

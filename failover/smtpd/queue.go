@@ -19,8 +19,12 @@ type Relay struct {
 	Hostname string
 }
 
-// errPermanent is a refusal that no further try will change.
-var errPermanent = errors.New("refused for good")
+var (
+	// errPermanent is a refusal that no further try will change.
+	errPermanent = errors.New("refused for good")
+	// errUnknown is no answer where one decides about the message.
+	errUnknown = errors.New("no answer to the end of data")
+)
 
 // Flush sends all outbound mail that is due, and returns how much is left. A
 // message is taken off the queue after the relay's 250.
@@ -59,24 +63,43 @@ func (s *Server) Flush(ctx context.Context, r Relay, now time.Time) (left int, e
 	return left, nil
 }
 
+// refusedPause is how long a message that production refuses for good is left
+// alone before it is tried again.
+const refusedPause = time.Hour
+
 // Inject gives production what the standby accepted and could not put into a
 // mailbox before the hand-back, and what is owed since before a time: production
 // was lost before it answered, and has not delivered it by itself since.
-// Afterwards it is held like any message that production accepted.
+// Afterwards it is held like any message that production accepted. What is lost
+// sight of in between is owed: production may have it.
 func (s *Server) Inject(ctx context.Context, r Relay, owedBefore time.Time) error {
+	var refused error
 	for _, h := range s.opt.Store.HeldAll() {
-		if !h.Standby && (!h.Owed || h.Arrived.After(owedBefore)) {
+		if !h.Standby && (!h.Owed || h.Arrived.After(owedBefore)) || time.Since(s.refused[h.ID]) < refusedPause {
 			continue
 		}
-		if err := s.send(ctx, r, row.Queued{From: h.From, Rcpts: h.Rcpts, Ref: h.Ref}); err != nil {
-			return fmt.Errorf("give held message %d to production: %w", h.ID, err)
-		}
-		s.opt.Log.Info("a message was given to production", "held", h.ID, "owed", h.Owed, "arrived", h.Arrived)
-		if err := s.opt.Store.Given(ctx, h.ID); err != nil {
+		if err := s.opt.Store.Giving(ctx, h.ID, time.Now()); err != nil {
 			return err
 		}
+		err := s.send(ctx, r, row.Queued{From: h.From, Rcpts: h.Rcpts, Ref: h.Ref})
+		switch {
+		case err == nil:
+			s.opt.Log.Info("a message was given to production", "held", h.ID, "owed", h.Owed, "arrived", h.Arrived)
+			err = s.opt.Store.Given(ctx, h.ID)
+		case errors.Is(err, errUnknown):
+			err = fmt.Errorf("give held message %d to production: %w", h.ID, err)
+		default:
+			err = errors.Join(fmt.Errorf("give held message %d to production: %w", h.ID, err), s.opt.Store.NotGiven(ctx, h))
+		}
+		if errors.Is(err, errPermanent) {
+			s.refused[h.ID] = time.Now()
+			refused, err = errors.Join(refused, err), nil
+		}
+		if err != nil {
+			return errors.Join(refused, err)
+		}
 	}
-	return nil
+	return refused
 }
 
 func (s *Server) send(ctx context.Context, r Relay, q row.Queued) error {
@@ -128,10 +151,16 @@ func (s *Server) send(ctx context.Context, r Relay, q row.Queued) error {
 		return err
 	}
 	if err := d.Close(); err != nil {
-		return err
+		return errors.Join(errUnknown, err)
 	}
-	if err := step("", 2); err != nil {
-		return err
+	got, err := smtpwire.ReadReply(br)
+	switch {
+	case err != nil:
+		return errors.Join(errUnknown, err)
+	case got.Code/100 == 5:
+		return fmt.Errorf("%w: %s", errPermanent, got)
+	case got.Code/100 != 2:
+		return fmt.Errorf("relay: %s", got)
 	}
 	_ = step("QUIT", 2)
 	return nil

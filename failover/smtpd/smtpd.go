@@ -29,7 +29,9 @@ type Store interface {
 	Hold(ctx context.Context, h row.Held) (row.Held, error)
 	HeldAll() []row.Held
 	Deliver(ctx context.Context, h row.Held, rcpt string, msg []byte) error
+	Giving(ctx context.Context, id uint64, now time.Time) error
 	Given(ctx context.Context, id uint64) error
+	NotGiven(ctx context.Context, was row.Held) error
 	Message(ref row.Ref) ([]byte, error)
 	Enqueue(ctx context.Context, q row.Queued) (row.Queued, error)
 	Dequeue(ctx context.Context, id uint64) error
@@ -50,10 +52,13 @@ type Options struct {
 }
 
 // Server is the standby's SMTP server.
-type Server struct{ opt Options }
+type Server struct {
+	opt     Options
+	refused map[uint64]time.Time // Inject: held messages that production refused
+}
 
 // New returns a server.
-func New(o Options) *Server { return &Server{o} }
+func New(o Options) *Server { return &Server{opt: o, refused: map[uint64]time.Time{}} }
 
 // Session is one client's session.
 type Session struct {

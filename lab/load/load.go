@@ -40,6 +40,7 @@ type Entry struct {
 	Stored  Known // APPEND OK, or 250
 	Deleted Known // No until tried
 	Flagged Known // No until tried
+	Again   bool  // sent by SMTP once more, after a time without an answer
 }
 
 // Ledger is what all clients were told.
@@ -159,6 +160,7 @@ type client struct {
 
 	unsent *Entry // by SMTP, without an answer
 	text   []byte
+	given  bool // to its last byte
 }
 
 type held struct {
@@ -402,6 +404,8 @@ func (c *client) smtp(ctx context.Context) error {
 			c.text = Message(c.rng, c.unsent.ID, c.user)
 		}
 		e := c.unsent
+		e.Again = e.Again || c.given
+		c.given = false
 		for _, line := range []string{"MAIL FROM:<sender@other.test>", "RCPT TO:<" + c.user + ">", "DATA"} {
 			r, err := step(line)
 			if err != nil || r.Code >= 400 {
@@ -412,6 +416,7 @@ func (c *client) smtp(ctx context.Context) error {
 		if _, err := d.Write(c.text); err != nil {
 			return err
 		}
+		c.given = true
 		if err := d.Close(); err != nil {
 			return err
 		}
@@ -422,7 +427,7 @@ func (c *client) smtp(ctx context.Context) error {
 		if r.Code >= 400 {
 			return fmt.Errorf("end of data: %s", r)
 		}
-		e.Stored, c.unsent = Yes, nil
+		e.Stored, c.unsent, c.given = Yes, nil, false
 		c.good()
 		c.pause()
 	}
@@ -489,6 +494,9 @@ func Look(ic *imapc.Conn) (map[string]Found, error) {
 type Verdict struct {
 	Confirmed, Unanswered int
 	Lost, Doubled, Undone []string
+	// Repeated are there twice, and their sender sent them twice: it was not
+	// answered the first time.
+	Repeated []string
 }
 
 // OK reports whether nothing is wrong.
@@ -514,6 +522,8 @@ func (l *Ledger) Judge(stores map[string]map[string]Found) Verdict {
 			v.Unanswered++
 		}
 		switch {
+		case f.Count == 2 && e.Again:
+			v.Repeated = append(v.Repeated, e.ID)
 		case f.Count > 1:
 			v.Doubled = append(v.Doubled, e.ID)
 		case e.Stored == Yes && e.Deleted == No && f.Count == 0:

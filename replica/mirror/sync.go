@@ -327,10 +327,7 @@ func (s *boxSync) batch(tag string, remote map[uint32]imapc.Message) (int64, err
 	if err := store.Blobs.Sync(); err != nil {
 		return bytes, err
 	}
-	if err := s.putRows(rows); err != nil {
-		return bytes, err
-	}
-	return bytes, s.landed(held)
+	return bytes, s.putRows(rows, held)
 }
 
 func newRow(rm imapc.Message, ref row.Ref) *row.Message {
@@ -347,15 +344,6 @@ func (s *boxSync) heldBody(msg []byte) (row.Held, bool) {
 		return row.Held{}, false
 	}
 	return s.m.opt.Store.MatchHeldBody(msg)
-}
-
-func (s *boxSync) landed(held []row.Held) error {
-	for _, h := range held {
-		if err := s.m.opt.Store.Landed(s.ctx, h, s.account, s.mailbox); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // byHeader finds held deliveries among new messages by their headers, and
@@ -391,18 +379,18 @@ func (s *boxSync) byHeader(remote map[uint32]imapc.Message, need []uint32) ([]ui
 	if err := store.Blobs.Sync(); err != nil {
 		return nil, err
 	}
-	if err := s.putRows(rows); err != nil {
+	if err := s.putRows(rows, held); err != nil {
 		return nil, err
 	}
 	for _, r := range rows {
 		delete(remote, r.UID)
 	}
-	need = slices.DeleteFunc(need, func(u uint32) bool { _, ok := remote[u]; return !ok })
-	return need, s.landed(held)
+	return slices.DeleteFunc(need, func(u uint32) bool { _, ok := remote[u]; return !ok }), nil
 }
 
-func (s *boxSync) putRows(rows []*row.Message) error {
-	return s.m.opt.Store.Update(s.ctx, s.account, replica.Mirror, func(tx *replica.Tx) error {
+// putRows adds messages; held are the deliveries that were found among them.
+func (s *boxSync) putRows(rows []*row.Message, held []row.Held) error {
+	return s.m.opt.Store.Land(s.ctx, s.account, s.mailbox, held, func(tx *replica.Tx) error {
 		m := tx.BoxByID(s.local.ID)
 		if m == nil {
 			return replica.ErrNoMailbox

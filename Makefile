@@ -49,7 +49,7 @@ gen: go
 	go run ./cmd/understudy config describe > docs/understudy.toml
 
 deps: go
-	@if ! dpkg -s $(PACKAGES) >/dev/null 2>&1; then \
+	@if [ "$$(dpkg-query -W -f '$${Status}\n' $(PACKAGES) 2>/dev/null | grep -c 'ok installed')" != $(words $(PACKAGES)) ]; then \
 		test "$$(id -u)" = 0 || { echo "installing $(PACKAGES) needs root: run make test as root"; exit 1; }; \
 		apt-get update -qq; \
 		printf '#!/bin/sh\nexit 101\n' > /usr/sbin/policy-rc.d; chmod +x /usr/sbin/policy-rc.d; \

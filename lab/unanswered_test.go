@@ -2,6 +2,8 @@ package lab
 
 import (
 	"bufio"
+	"bytes"
+	"encoding/base64"
 	"fmt"
 	"io"
 	"net"
@@ -21,7 +23,8 @@ type relay struct {
 	traps map[string]func()
 	mute  string // the answer to a line with this word is lost, and all that follow
 	cut   chan struct{}
-	shut  bool // nobody is let through
+	shut  bool   // nobody is let through
+	hates string // an APPEND of a message with this word is refused
 }
 
 func newRelay(t *testing.T, to string) (r *relay, addr string) {
@@ -58,6 +61,7 @@ func (r *relay) carry(c net.Conn) {
 	}
 	defer func() { _ = p.Close() }()
 	var muted atomic.Bool
+	var wmu sync.Mutex // writes to c
 	go func() {
 		buf := make([]byte, 64<<10)
 		for {
@@ -67,7 +71,9 @@ func (r *relay) carry(c net.Conn) {
 				return
 			}
 			if !muted.Load() {
+				wmu.Lock()
 				_, _ = c.Write(buf[:n])
+				wmu.Unlock()
 			}
 		}
 	}()
@@ -94,6 +100,19 @@ func (r *relay) carry(c net.Conn) {
 			}
 			trap()
 			return
+		}
+		if n := literalSize("*" + strings.Replace(strings.TrimSpace(line), "+}", "}", 1)); n > 0 && r.hates != "" && strings.Contains(line, " APPEND ") {
+			body := make([]byte, n+2)
+			if _, err := io.ReadFull(br, body); err != nil {
+				return
+			}
+			if bytes.Contains(body, []byte(r.hates)) {
+				wmu.Lock()
+				_, _ = fmt.Fprintf(c, "%s NO Message contains invalid header\r\n", tag)
+				wmu.Unlock()
+				continue
+			}
+			line += string(body)
 		}
 		if _, err := io.WriteString(p, line); err != nil {
 			return
@@ -308,5 +327,41 @@ func TestN08_CutCopyBack(t *testing.T) {
 	}
 	if diff := fingerprint(t, direct(s), u).Diff(fingerprint(t, b.IMAP, u)); diff != "" {
 		t.Errorf("through the box it differs:\n%s", diff)
+	}
+}
+
+// N13: production refuses a message that the standby took, as some servers do
+// with odd headers. It is put there as an attachment, under its own UID, and the
+// hand-back takes place.
+func TestN13_MessageRefused(t *testing.T) {
+	s := newSite(t, 1)
+	u := s.Users[0]
+	r, addr := newRelay(t, direct(s))
+	r.hates = "poison"
+	b := newBox(t, s, map[string]string{"production.imap": fmt.Sprintf("%q", addr), "failover.auto_handback": "true", "failover.return_probes": "1"})
+	waitPhase(t, b, "protecting")
+	c := rawLogin(t, b.IMAP, u)
+	c.do("s SELECT INBOX")
+	s.Kill()
+	waitPhase(t, b, "serving")
+	poison := []byte("this is no header poison\r\n\r\n\x01 bytes\r\n")
+	c.append("INBOX", textOf("before", 500))
+	c.append("INBOX", poison)
+	c.append("INBOX", textOf("after", 500))
+	uids := c.do("u UID SEARCH ALL")
+	check(t, s.Start(t.Context()))
+	waitPhase(t, b, "protecting")
+	p := rawLogin(t, direct(s), u)
+	p.do("s SELECT INBOX")
+	if got := p.do("u UID SEARCH ALL"); got[0] != uids[0] {
+		t.Errorf("UIDs: %q, were %q", got[0], uids[0])
+	}
+	out := strings.Join(p.do("f FETCH 2 (BODY.PEEK[2])"), "")
+	if !strings.Contains(out, base64.StdEncoding.EncodeToString(poison)) {
+		t.Errorf("the refused message: %q", out)
+	}
+	c.do("n NOOP")
+	if st := must(b.Status(t.Context()))(t); !strings.Contains(fmt.Sprint(st), "attachment") {
+		t.Errorf("the report does not name it: %+v", st)
 	}
 }

@@ -92,7 +92,7 @@ func (s *imapSession) attach(ctx context.Context, lease Lease) (*upstream, error
 	// Before the mailbox is opened: of what is taken out of it now the client is
 	// told as of what it missed.
 	if err = s.outcomes(work, lease.Side); err == nil {
-		err = s.restore(up)
+		err = s.inTurn(work, lease.Side, func() error { return s.restore(up) })
 	}
 	if err == nil {
 		err = s.finishUnit(up)
@@ -109,6 +109,21 @@ func (s *imapSession) attach(ctx context.Context, lease Lease) (*upstream, error
 	}
 	_ = up.SetDeadline(time.Time{})
 	return up, nil
+}
+
+// inTurn runs f, which asks the standby. Thousands of sessions at once would all
+// be served last.
+func (s *imapSession) inTurn(ctx context.Context, side Side, f func() error) error {
+	if side == Production {
+		return f()
+	}
+	select {
+	case s.p.turns <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-s.p.turns }()
+	return f()
 }
 
 // relogin logs in to production as the client did, or as its master.

@@ -204,6 +204,7 @@ type Proxy struct {
 	opt    Options
 	slots  chan struct{}
 	again  chan struct{}  // sessions that log in to production once more, at a time
+	turns  chan struct{}  // sessions that the standby takes on at a time: the first need not wait for the last
 	far    sync.WaitGroup // far ends of sessions
 	banner banner
 }
@@ -233,7 +234,7 @@ func New(o Options) (*Proxy, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	p := &Proxy{opt: o, slots: make(chan struct{}, o.MaxSessions), again: make(chan struct{}, 64)}
+	p := &Proxy{opt: o, slots: make(chan struct{}, o.MaxSessions), again: make(chan struct{}, 64), turns: make(chan struct{}, 16)}
 	p.banner.imapText = "ready."
 	p.banner.caps = o.Caps
 	p.banner.authCaps = []string{"AUTH=PLAIN", "AUTH=LOGIN"}

@@ -24,6 +24,7 @@ type actor struct {
 	smtp    *smtpd.Server
 	fence   []string
 	holdFor time.Duration
+	late    chan struct{} // accounts came to the standby: what is held for them can be delivered
 	log     *slog.Logger
 }
 
@@ -67,10 +68,26 @@ func (a *actor) Replay(ctx context.Context) error {
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	if left := a.smtp.Replay(ctx); left > 0 {
-		a.log.Warn("accepted messages have no known mailbox; they stay held", "recipients", left)
+	// Sessions need not wait for it.
+	select {
+	case a.late <- struct{}{}:
+	default:
 	}
 	return nil
+}
+
+// deliver delivers what is held whenever accounts came to the standby.
+func (a *actor) deliver(ctx context.Context) error {
+	for {
+		select {
+		case <-a.late:
+		case <-ctx.Done():
+			return nil
+		}
+		if left := a.smtp.Replay(ctx); left > 0 {
+			a.log.Warn("accepted messages have no known mailbox; they stay held", "recipients", left)
+		}
+	}
 }
 
 // copyStreams is the number of accounts copied back at a time.

@@ -208,7 +208,7 @@ func (a *app) assemble() error {
 	if a.losses, err = newLosses(a.store, a.mirror, a.log); err != nil {
 		return err
 	}
-	a.actor = &actor{store: a.store, mirror: a.mirror, copier: copyback.New(copyback.Options{Store: a.store, Dial: a.dialMaster, Log: a.log, Lacked: a.losses.lacked}),
+	a.actor = &actor{late: make(chan struct{}, 1), store: a.store, mirror: a.mirror, copier: copyback.New(copyback.Options{Store: a.store, Dial: a.dialMaster, Log: a.log, Lacked: a.losses.lacked}),
 		smtp: a.smtp, fence: cfg.Failover.FenceCommand, holdFor: cfg.Standby.HoldFor.D(), log: a.log}
 	f := cfg.Failover
 	a.keeper, err = keeper.New(keeper.Options{Actor: a.actor, Log: a.log, Changed: a.losses.changed,
@@ -299,7 +299,7 @@ func (a *app) run(ctx context.Context, ready func(map[string]string)) error {
 
 // work runs what needs no listener.
 func (a *app) work(ctx context.Context, g *errgroup.Group) {
-	for _, f := range []func(context.Context) error{a.keeper.Run, a.mirror.Run, a.prober.Run, a.learn.run, a.chores} {
+	for _, f := range []func(context.Context) error{a.keeper.Run, a.mirror.Run, a.prober.Run, a.learn.run, a.actor.deliver, a.chores} {
 		g.Go(func() error { return f(ctx) })
 	}
 }

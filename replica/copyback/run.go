@@ -28,6 +28,7 @@ type Copier struct {
 
 	mu     sync.Mutex
 	report Report
+	alone  map[row.Ref]bool // messages that production has refused
 }
 
 // Report tells what was done, since the beginning of the copy-back.
@@ -40,7 +41,20 @@ type Report struct {
 }
 
 // New returns a copier.
-func New(o Options) *Copier { return &Copier{opt: o} }
+func New(o Options) *Copier { return &Copier{opt: o, alone: map[row.Ref]bool{}} }
+
+func (c *Copier) refused(ref row.Ref) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.alone[ref] = true
+}
+
+// odd reports whether production has refused a message before.
+func (c *Copier) odd(ref row.Ref) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.alone[ref]
+}
 
 // Report returns what was done so far.
 func (c *Copier) Report() Report {

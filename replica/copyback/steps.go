@@ -271,10 +271,10 @@ func (b *box) appendBatch(rows []*row.Message) (done int, err error) {
 		return 0, err
 	}
 	b.next = uids[len(uids)-1] + 1
-	for done < len(rows) && uids[done] == rows[done].UID {
+	for done < len(uids) && uids[done] == rows[done].UID {
 		done++
 	}
-	if done < len(rows) {
+	if done < len(uids) {
 		// Something slipped in between.
 		if err := b.expunge(uids[done:]); err != nil {
 			return 0, err
@@ -291,38 +291,6 @@ func (b *box) appendBatch(rows []*row.Message) (done int, err error) {
 }
 
 var errNoUID = errors.New("production gave no APPENDUID")
-
-func (b *box) send(rows []*row.Message) ([]uint32, error) {
-	tags := make([]string, 0, len(rows))
-	for _, r := range rows {
-		body, err := b.opt.Store.Message(r.Ref)
-		if err != nil {
-			return nil, err
-		}
-		flags := r.Flags
-		if flags == nil {
-			flags = []string{}
-		}
-		tag, err := b.c.SendAppend(imapc.Appending{Mailbox: b.sn.Name, Flags: flags, Date: r.Date, Body: body})
-		if err != nil {
-			return nil, fmt.Errorf("append: %w", err)
-		}
-		tags = append(tags, tag)
-	}
-	uids := make([]uint32, 0, len(rows))
-	for _, tag := range tags {
-		resp, err := b.c.Wait(tag, nil)
-		if err != nil {
-			return nil, fmt.Errorf("append: %w", err)
-		}
-		_, uid := imapc.AppendUID(resp)
-		if uid == 0 {
-			return nil, errNoUID
-		}
-		uids = append(uids, uid)
-	}
-	return uids, nil
-}
 
 // filler is the message that burns a UID. One that a killed copy-back left
 // behind is known by its content.
@@ -403,9 +371,13 @@ func (b *box) restore(p Plan) error {
 	if err := b.reach(); err != nil {
 		return err
 	}
-	uids, err := b.send(p.Restore)
-	if err != nil {
-		return err
+	var uids []uint32
+	for len(uids) < len(p.Restore) {
+		some, err := b.send(p.Restore[len(uids):])
+		if err != nil {
+			return err
+		}
+		uids = append(uids, some...)
 	}
 	b.next = uids[len(uids)-1] + 1
 	b.count(func(r *Report) { r.Restored += len(uids) })

@@ -1,0 +1,148 @@
+package copyback
+
+import (
+	"bytes"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"understudy/replica/imapc"
+	"understudy/replica/row"
+)
+
+// send appends messages, and returns the UIDs of the first ones: all, or those
+// before one that is to be sent alone.
+func (b *box) send(rows []*row.Message) ([]uint32, error) {
+	var tags []string
+	for i, r := range rows {
+		body, err := b.opt.Store.Message(r.Ref)
+		if err != nil {
+			return nil, err
+		}
+		if !regular(body) || b.odd(r.Ref) {
+			if i == 0 {
+				uid, err := b.sendAlone(r, body)
+				return []uint32{uid}, err
+			}
+			break
+		}
+		tag, err := b.c.SendAppend(b.appending(r, body))
+		if err != nil {
+			return nil, fmt.Errorf("append: %w", err)
+		}
+		tags = append(tags, tag)
+	}
+	uids := make([]uint32, 0, len(rows))
+	for i, tag := range tags {
+		resp, err := b.c.Wait(tag, nil)
+		if refusesMessage(err) {
+			b.refused(rows[i].Ref) // the next run sends it alone
+		}
+		if err != nil {
+			return nil, fmt.Errorf("append: %w", err)
+		}
+		_, uid := imapc.AppendUID(resp)
+		if uid == 0 {
+			return nil, errNoUID
+		}
+		uids = append(uids, uid)
+	}
+	return uids, nil
+}
+
+func (b *box) appending(r *row.Message, body []byte) imapc.Appending {
+	flags := r.Flags
+	if flags == nil {
+		flags = []string{}
+	}
+	return imapc.Appending{Mailbox: b.sn.Name, Flags: flags, Date: r.Date, Body: body}
+}
+
+// sendAlone appends a message that production may refuse.
+func (b *box) sendAlone(r *row.Message, body []byte) (uint32, error) {
+	_, uid, err := b.c.Append(b.appending(r, body))
+	switch {
+	case refusesMessage(err):
+		return b.sendWrapped(r, body, err)
+	case err != nil:
+		return 0, fmt.Errorf("append: %w", err)
+	case uid == 0:
+		return 0, errNoUID
+	}
+	return uid, nil
+}
+
+// sendWrapped appends it as an attachment.
+func (b *box) sendWrapped(r *row.Message, body []byte, why error) (uint32, error) {
+	b.note("mailbox %s of %s: production refuses message %d (%v); it is put there as an attachment", b.sn.Name, b.name, r.UID, why)
+	_, uid, err := b.c.Append(b.appending(r, wrapped(body, r.Ref.String()[:32], r.Date)))
+	switch {
+	case err != nil:
+		return 0, fmt.Errorf("append message %d, which production refuses, as an attachment: %w", r.UID, err)
+	case uid == 0:
+		return 0, errNoUID
+	}
+	return uid, nil
+}
+
+// A server may refuse a message that the standby took: some look into what they
+// store. Such a message is put there as an attachment of another one, byte for
+// byte, under its own UID: so nothing is lost, and the others need not wait.
+
+// refusesMessage reports whether an answer to APPEND is about the message, and
+// not about the mailbox, the server or the size.
+func refusesMessage(err error) bool {
+	var no *imapc.NoError
+	if !errors.As(err, &no) {
+		return false
+	}
+	switch no.Code {
+	case "OVERQUOTA", "LIMIT", "TOOBIG", "UNAVAILABLE", "INUSE", "SERVERBUG", "CONTACTADMIN", "NOPERM", "TRYCREATE", "NONEXISTENT", "AUTHORIZATIONFAILED", "READ-ONLY":
+		return false
+	}
+	return true
+}
+
+// regular reports whether a message is one that servers surely take: a header of
+// fields and nothing else, lines that end in CR LF, no NUL (RFC 5322). Others
+// are sent alone, so that a refusal concerns no UID but theirs.
+func regular(msg []byte) bool {
+	header, _, _ := bytes.Cut(msg, []byte("\r\n\r\n"))
+	if len(header) == 0 || bytes.HasPrefix(msg, []byte("\r\n")) || bytes.IndexByte(msg, 0) >= 0 {
+		return false
+	}
+	lf, cr, crlf := bytes.Count(msg, []byte{'\n'}), bytes.Count(msg, []byte{'\r'}), bytes.Count(msg, []byte("\r\n"))
+	if lf != crlf || cr != crlf {
+		return false
+	}
+	for i, line := range bytes.Split(header, []byte("\r\n")) {
+		if i > 0 && len(line) > 0 && (line[0] == ' ' || line[0] == '\t') {
+			continue
+		}
+		name, _, ok := bytes.Cut(line, []byte{':'})
+		if name = bytes.TrimRight(name, " \t"); !ok || len(name) == 0 || slices.ContainsFunc(name, func(c byte) bool { return c <= ' ' || c >= 0x7f }) {
+			return false
+		}
+	}
+	return true
+}
+
+// wrapped is a message that holds another one. It is always the same for the
+// same message.
+func wrapped(msg []byte, id string, date time.Time) []byte {
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "From: Understudy <understudy@invalid>\r\nSubject: A message that the mail server did not take as it was\r\nDate: %s\r\nMessage-ID: <%s@understudy.invalid>\r\n"+
+		"MIME-Version: 1.0\r\nContent-Type: multipart/mixed; boundary=\"=_%s\"\r\n\r\n", date.Format(time.RFC1123Z), id, id)
+	fmt.Fprintf(&b, "--=_%s\r\nContent-Type: text/plain; charset=us-ascii\r\n\r\nThis message was stored while the mail server was away, and the server does\r\nnot accept its form. It is attached, byte for byte.\r\n\r\n", id)
+	fmt.Fprintf(&b, "--=_%s\r\nContent-Type: application/octet-stream; name=\"message.eml\"\r\nContent-Disposition: attachment; filename=\"message.eml\"\r\nContent-Transfer-Encoding: base64\r\n\r\n", id)
+	text := base64.StdEncoding.EncodeToString(msg)
+	for len(text) > 0 {
+		n := min(len(text), 76)
+		b.WriteString(text[:n] + "\r\n")
+		text = text[n:]
+	}
+	fmt.Fprintf(&b, "--=_%s--\r\n", id)
+	return b.Bytes()
+}

@@ -284,13 +284,13 @@ func (s *imapSession) continued(oldest *imapsession.Cmd, awaited bool) (before b
 
 // settleChange makes a change durable that production accepted. If that fails,
 // production may have been lost meanwhile: whoever answers next is asked for the
-// change, once, with the message that sp holds.
+// change, once, with the message that sp holds. What is gone can be expunged again.
 func (s *imapSession) settleChange(ctx context.Context, ev *imapsession.Event, sp *row.Spool) error {
 	err := s.p.opt.Tap.Settle(ctx, s.account, ev.Cmd, ev.Resp, *sp)
 	if err == nil {
 		return nil
 	}
-	if ev.Cmd.Rerun {
+	if ev.Cmd.Rerun && !strings.HasSuffix(ev.Cmd.Verb, "EXPUNGE") {
 		s.p.opt.Log.Error("an accepted change could not be made durable; the session ends without its OK",
 			"account", s.account, "command", ev.Cmd.Verb, "err", err)
 		return errors.Join(errUnsettled, err)

@@ -159,6 +159,9 @@ func (c *Cache) fromWire(ctx context.Context, account string, cmd *imapsession.C
 	case "STORE", "UID STORE":
 		err = c.stored(ctx, account, cmd, ok)
 	case "EXPUNGE", "UID EXPUNGE":
+		if cmd.Rerun {
+			return errUnclear // what it did the first time was not told
+		}
 		err = c.opt.Replica.LearnExpunge(ctx, account, cmd.Mailbox, cmd.Expunged)
 	case "COPY", "UID COPY", "MOVE", "UID MOVE":
 		return c.copied(ctx, account, cmd)

@@ -42,6 +42,7 @@ func TestSettle(t *testing.T) {
 	}{
 		{"clear", true, imapsession.Cmd{Verb: "EXPUNGE", Mailbox: "INBOX", Expunged: []uint32{3}}, nil},
 		{"unclear", true, imapsession.Cmd{Verb: "EXPUNGE", Mailbox: "INBOX", Unknown: true}, errDown},
+		{"asked again", true, imapsession.Cmd{Verb: "UID EXPUNGE", Mailbox: "INBOX", Rerun: true}, errDown},
 		{"unclear while seeding", false, imapsession.Cmd{Verb: "EXPUNGE", Mailbox: "INBOX", Unknown: true}, nil},
 		{"folders", true, imapsession.Cmd{Verb: "CREATE", Mailbox: "X"}, errDown},
 		{"append without UID", true, imapsession.Cmd{Verb: "APPEND", Mailbox: "INBOX"}, errDown},

@@ -125,11 +125,12 @@ type Tap interface {
 	// Arriving begins to make a whole message durable while production decides
 	// about it. Accepted waits for that; Refused forgets the message.
 	Arriving(ctx context.Context, m row.Envelope, sp row.Spool) Arrival
-	// Repeated reports whether a message was accepted before, by a process that
-	// ended without an answer to the sender.
+	// Repeated reports whether a message was taken before and its sender not
+	// answered.
 	Repeated(ctx context.Context, m row.Envelope, sp row.Spool) (bool, error)
-	// Replied tells that the sender of a message was answered.
-	Replied(m row.Envelope, sp row.Spool)
+	// Taking tells that a message is about to be taken; answered must be called
+	// with whether its sender was told anything.
+	Taking(m row.Envelope, sp row.Spool) (answered func(bool))
 }
 
 // Arrival is a message between its end-of-data and production's answer.

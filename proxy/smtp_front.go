@@ -397,8 +397,7 @@ func (s *smtpSession) data(ctx context.Context, c smtpwire.Command) error {
 // at once, and the message is owed to them; the others are asked of the next
 // upstream, where they may come to get it twice (RFC 5321 section 6.1).
 func (s *smtpSession) finish(ctx context.Context, sp row.Spool) error {
-	mail := s.mail
-	if again, err := s.p.opt.Tap.Repeated(ctx, mail, sp); err != nil {
+	if again, err := s.p.opt.Tap.Repeated(ctx, s.mail, sp); err != nil {
 		return s.unsafe(err)
 	} else if again {
 		s.seam.abandon()
@@ -406,6 +405,8 @@ func (s *smtpSession) finish(ctx context.Context, sp row.Spool) error {
 		s.reply(smtpwire.NewReply(250, "2.0.0 Ok: accepted before"))
 		return nil
 	}
+	told, answered := false, s.p.opt.Tap.Taking(s.mail, sp)
+	defer func() { answered(told) }()
 	for {
 		var arrival Arrival
 		sent, lost := false, false
@@ -457,9 +458,7 @@ func (s *smtpSession) finish(ctx context.Context, sp row.Spool) error {
 		if err := s.w.Flush(); err != nil {
 			return err
 		}
-		if r.OK() {
-			s.p.opt.Tap.Replied(mail, sp)
-		}
+		told = true
 		return nil
 	}
 }

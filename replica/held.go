@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"slices"
 	"sort"
@@ -27,12 +26,8 @@ func (s *Store) Hold(ctx context.Context, h row.Held) (row.Held, error) {
 	s.nextID++
 	h.ID = s.nextID
 	s.mu.Unlock()
-	var b meta.Batch
-	if err := errors.Join((heldRow{h}).store(&b), s.await(&b, &h)); err != nil {
+	if err := s.putHeld(ctx, &h); err != nil {
 		return h, err
-	}
-	if _, err := s.Meta.Commit(ctx, b); err != nil {
-		return h, fmt.Errorf("hold delivery: %w", err)
 	}
 	s.mu.Lock()
 	s.held[h.ID] = &h
@@ -92,6 +87,11 @@ func (s *Store) DropHeld(ctx context.Context, id uint64, gone func(rcpt string) 
 	}
 	s.showHeld(h)
 	return nil
+}
+
+// Forget drops a held message that was refused, or that nobody waits for any more.
+func (s *Store) Forget(ctx context.Context, id uint64) error {
+	return s.DropHeld(ctx, id, func(string) bool { return true })
 }
 
 // Confirm records that production answered a held message with 250.

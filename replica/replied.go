@@ -1,42 +1,47 @@
 package replica
 
 import (
-	"context"
+	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
-	"understudy/replica/meta"
 	"understudy/replica/row"
 )
 
-// A message that is held is accepted, though its sender may never learn of it:
-// this process can be ended between the two. Then the sender comes again with
-// the same message, which must not be taken for another one. So a held message
-// has a row of its own until its sender was answered; those that are there after
-// a restart are looked for when mail arrives. The row goes lazily, with the next
-// message: at worst the last sender before a crash was answered after all, and
-// one that sends the very same bytes to the same recipients again has delivered
-// them once.
+// A sender whose message was taken and who was not answered comes again with the
+// same message, which must not be taken for another one. So before anybody may
+// take a message it is noted in a file, and struck off when its sender is
+// answered. What is left when this process is ended is looked for when mail
+// arrives. The file is written and not synced: it outlives the process, and not
+// the machine, after whose fall a message may be there twice, as RFC 5321 section
+// 6.1 allows; that costs no wait.
 
-// unreplied is such a row.
-type unreplied struct {
-	ID      uint64
-	From    string
-	Rcpts   []string
-	Ref     row.Ref
-	Arrived time.Time
+// unanswered is a line of the file: a message, or with Done that its sender was
+// answered.
+type unanswered struct {
+	ID   uint64
+	Done bool      `json:",omitempty"`
+	From string    `json:",omitempty"`
+	To   []string  `json:",omitempty"` // sorted, lower case
+	Ref  row.Ref   `json:",omitzero"`
+	At   time.Time `json:",omitzero"`
 }
 
-// repeatLimit is how long senders try: RFC 5321 section 4.5.4.1 says four to
-// five days.
-const repeatLimit = 6 * 24 * time.Hour
-
-func (u unreplied) is(e row.Envelope, ref row.Ref) bool {
-	return u.Ref == ref && u.From == e.From && slices.Equal(u.Rcpts, sortedFold(e.Rcpts))
-}
+const (
+	// repeatLimit is how long senders try: RFC 5321 section 4.5.4.1 says four to
+	// five days.
+	repeatLimit = 6 * 24 * time.Hour
+	// maxUnanswered is at which size the file is begun anew, in bytes.
+	maxUnanswered = 1 << 20
+)
 
 func sortedFold(rcpts []string) []string {
 	out := make([]string, 0, len(rcpts))
@@ -47,123 +52,177 @@ func sortedFold(rcpts []string) []string {
 	return slices.Compact(out)
 }
 
-// await adds to the batch that makes h durable what is needed until its sender
-// is answered.
-func (s *Store) await(b *meta.Batch, h *row.Held) error {
-	if s.opt.Primary {
-		return nil
-	}
-	u := unreplied{ID: h.ID, From: h.From, Rcpts: sortedFold(h.Rcpts), Ref: h.Ref, Arrived: h.Arrived}
-	v, err := json.Marshal(u)
-	if err != nil {
-		return err
-	}
-	b.Put(idKey("u", h.ID), v)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.waiting[h.ID] = u
-	for _, id := range s.replied {
-		b.Delete(idKey("u", id))
-	}
-	s.replied = nil
-	return nil
+// answers is that file.
+type answers struct {
+	mu   sync.Mutex // of its own: the disk may be slow
+	f    *os.File
+	size int64
+	next uint64
+	open map[uint64]unanswered // sessions are at work on them
+	left []unanswered          // their sessions ended
 }
 
-// Awaiting reports whether senders wait for an answer.
-func (s *Store) Awaiting() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return len(s.waiting) > 0
-}
-
-// Replied records that the sender of a message was answered.
-func (s *Store) Replied(e row.Envelope, ref row.Ref) {
-	rcpts := sortedFold(e.Rcpts)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for id, u := range s.waiting {
-		if u.Ref == ref && u.From == e.From && !slices.ContainsFunc(u.Rcpts, func(r string) bool { _, ok := slices.BinarySearch(rcpts, r); return !ok }) {
-			delete(s.waiting, id)
-			s.replied = append(s.replied, id)
+func openAnswers(dir string) (*answers, error) {
+	path := filepath.Join(dir, "unanswered")
+	text, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("messages without an answer: %w", err)
+	}
+	a := &answers{open: map[uint64]unanswered{}}
+	for line := range bytes.Lines(text) {
+		var u unanswered
+		if json.Unmarshal(line, &u) != nil {
+			continue // cut off when the process was ended
+		}
+		a.next = max(a.next, u.ID)
+		if delete(a.open, u.ID); !u.Done && time.Since(u.At) < repeatLimit {
+			a.open[u.ID] = u
 		}
 	}
+	for _, u := range a.open {
+		a.left = append(a.left, u)
+	}
+	clear(a.open)
+	if a.f, err = os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600); err != nil {
+		return nil, fmt.Errorf("messages without an answer: %w", err)
+	}
+	return a, a.renew()
 }
 
-// Forget drops a held message that was refused: to nobody it is accepted.
-func (s *Store) Forget(ctx context.Context, id uint64) error {
-	s.heldMu.Lock()
-	defer s.heldMu.Unlock()
-	var b meta.Batch
-	b.Delete(idKey("d", id))
-	b.Delete(idKey("u", id))
-	if _, err := s.Meta.Commit(ctx, b); err != nil {
-		return fmt.Errorf("forget a message: %w", err)
+// renew begins the file anew with what is still needed.
+func (a *answers) renew() error {
+	if err := a.f.Truncate(0); err != nil {
+		return fmt.Errorf("messages without an answer: %w", err)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.held, id)
-	delete(s.waiting, id)
+	a.size = 0
+	for _, u := range a.left {
+		a.write(u)
+	}
+	for _, u := range a.open {
+		a.write(u)
+	}
 	return nil
 }
 
-// MayRepeat reports whether there are messages at all whose senders may come
+// write appends a line. That it fails is no reason not to take a message.
+func (a *answers) write(u unanswered) {
+	if b, err := json.Marshal(u); err == nil {
+		n, _ := a.f.Write(append(b, '\n'))
+		a.size += int64(n)
+	}
+}
+
+// Await notes that a message is about to be taken. Replied or Unreplied must
+// follow.
+func (s *Store) Await(e row.Envelope, ref row.Ref) (id uint64) {
+	a := s.answers
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.size > maxUnanswered {
+		_ = a.renew()
+	}
+	a.next++
+	u := unanswered{ID: a.next, From: e.From, To: sortedFold(e.Rcpts), Ref: ref, At: time.Now()}
+	a.open[u.ID] = u
+	a.write(u)
+	return u.ID
+}
+
+// Replied records that the sender was answered, with whatever.
+func (s *Store) Replied(id uint64) {
+	a := s.answers
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.open, id)
+	a.write(unanswered{ID: id, Done: true})
+}
+
+// Unreplied records that the session ended before that.
+func (s *Store) Unreplied(id uint64) {
+	a := s.answers
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if u, ok := a.open[id]; ok {
+		delete(a.open, id)
+		a.left = append(a.left, u)
+	}
+}
+
+// Unanswered reports whether there are messages at all whose senders may come
 // again.
-func (s *Store) MayRepeat() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return len(s.crashed) > 0
+func (s *Store) Unanswered() bool {
+	s.answers.mu.Lock()
+	defer s.answers.mu.Unlock()
+	return len(s.answers.left) > 0
 }
 
-// Repeated reports whether a message was accepted before this process began, and
-// its sender not answered. Whether production has it is then not known: if it is
-// in no mailbox yet it is owed.
-func (s *Store) Repeated(ctx context.Context, e row.Envelope, ref row.Ref) (bool, error) {
-	s.mu.Lock()
-	i := slices.IndexFunc(s.crashed, func(u unreplied) bool { return u.is(e, ref) && time.Since(u.Arrived) < repeatLimit })
-	var u unreplied
-	if i >= 0 {
-		u = s.crashed[i]
-		s.crashed = slices.Delete(s.crashed, i, i+1)
-	}
-	s.mu.Unlock()
+// Again reports whether a message was about to be taken before, and its sender
+// not answered, and since when. It says so once.
+func (s *Store) Again(e row.Envelope, ref row.Ref) (since time.Time, ok bool) {
+	to := sortedFold(e.Rcpts)
+	a := s.answers
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	i := slices.IndexFunc(a.left, func(u unanswered) bool {
+		return u.Ref == ref && u.From == e.From && slices.Equal(u.To, to) && time.Since(u.At) < repeatLimit
+	})
 	if i < 0 {
-		return false, nil
+		return time.Time{}, false
 	}
-	err := s.changeHeld(ctx, u.ID, func(h *row.Held) { h.Owed = h.Owed || !h.Standby })
-	if err == nil {
-		_, err = s.Meta.Commit(ctx, meta.Batch{Do: []meta.Op{{Key: idKey("u", u.ID), Del: true}}})
-	}
-	return err == nil, err
+	u := a.left[i]
+	a.left = slices.Delete(a.left, i, i+1)
+	a.write(unanswered{ID: u.ID, Done: true})
+	return u.At, true
 }
 
-func (s *Store) loadUnreplied(sn meta.Snap) error {
-	for _, v := range sn.Scan([]byte("u/"), []byte("u0")) {
-		var u unreplied
-		if err := json.Unmarshal(v, &u); err != nil {
-			return fmt.Errorf("row of an unanswered message: %w", err)
-		}
-		s.nextID = max(s.nextID, u.ID)
-		if time.Since(u.Arrived) < repeatLimit {
-			s.crashed = append(s.crashed, u)
-		} else {
-			s.replied = append(s.replied, u.ID)
+// Holding finds the held delivery of a message.
+func (s *Store) Holding(e row.Envelope, ref row.Ref) (row.Held, bool) {
+	to := sortedFold(e.Rcpts)
+	for _, h := range s.HeldAll() {
+		if h.Ref == ref && h.From == e.From && !h.Open && !slices.ContainsFunc(sortedFold(h.Rcpts), func(r string) bool { return !slices.Contains(to, r) }) {
+			return h, true
 		}
 	}
-	return sn.Err()
+	return row.Held{}, false
 }
 
-// flushReplied removes the rows of the messages answered last.
-func (s *Store) flushReplied() error {
-	s.mu.Lock()
-	var b meta.Batch
-	for _, id := range s.replied {
-		b.Delete(idKey("u", id))
+// Bounds of what Delivered looks at.
+const (
+	deliveredSkew = 24 * time.Hour // of production's clock
+	deliveredRows = 500            // the newest of each mailbox
+	deliveredHead = 16 << 10       // bytes that a server may add
+)
+
+// Delivered reports whether a message is in a mailbox of every recipient, since a
+// time.
+func (s *Store) Delivered(e row.Envelope, ref row.Ref, since time.Time) bool {
+	for _, rcpt := range e.Rcpts {
+		route, ok := s.RouteOf(rcpt)
+		if !ok || !s.holds(route.Account, ref, since) {
+			return false
+		}
 	}
-	s.replied = nil
-	s.mu.Unlock()
-	if len(b.Do) == 0 {
-		return nil
+	return len(e.Rcpts) > 0
+}
+
+func (s *Store) holds(account string, ref row.Ref, since time.Time) bool {
+	boxes, err := s.Mailboxes(account)
+	if err != nil {
+		return false
 	}
-	_, err := s.Meta.Commit(context.Background(), b)
-	return err
+	for _, m := range boxes {
+		sn, err := s.SnapshotByID(account, m.ID)
+		if err != nil {
+			continue
+		}
+		for _, r := range sn.Rows[max(0, len(sn.Rows)-deliveredRows):] {
+			if r.Size < ref.Size || r.Size > ref.Size+deliveredHead || r.Date.Before(since.Add(-deliveredSkew)) {
+				continue
+			}
+			if msg, err := s.Message(r.Ref); err == nil && s.delivers(msg, HeaderLen(msg), ref) {
+				return true
+			}
+		}
+	}
+	return false
 }

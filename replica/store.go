@@ -66,9 +66,7 @@ type Store struct {
 	held     map[uint64]*row.Held
 	routes   map[string]row.Route
 	twins    map[uint64]row.Twin
-	waiting  map[uint64]unreplied // their senders are not answered yet
-	replied  []uint64             // they are, and the rows are still there
-	crashed  []unreplied          // left over by the process before
+	answers  *answers
 	nextID   uint64
 	cached   int // rows in snapshots
 }
@@ -100,8 +98,11 @@ func Open(o Options) (*Store, error) {
 	if err != nil {
 		return nil, errors.Join(err, blobs.Close())
 	}
-	s := &Store{Meta: m, Blobs: blobs, opt: o, accounts: map[string]*account{}, held: map[uint64]*row.Held{}, routes: map[string]row.Route{}, twins: map[uint64]row.Twin{}, waiting: map[uint64]unreplied{}}
+	s := &Store{Meta: m, Blobs: blobs, opt: o, accounts: map[string]*account{}, held: map[uint64]*row.Held{}, routes: map[string]row.Route{}, twins: map[uint64]row.Twin{}}
 	if err := s.load(); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	if s.answers, err = openAnswers(o.Dir); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil
@@ -109,7 +110,11 @@ func Open(o Options) (*Store, error) {
 
 // Close closes both stores.
 func (s *Store) Close() error {
-	return errors.Join(s.flushReplied(), s.Meta.Close(), s.Blobs.Close())
+	err := errors.Join(s.Meta.Close(), s.Blobs.Close())
+	if s.answers != nil {
+		err = errors.Join(err, s.answers.f.Close())
+	}
+	return err
 }
 
 func (s *Store) load() error {
@@ -156,7 +161,7 @@ func (s *Store) load() error {
 			}
 			s.routes[r.Recipient] = r
 		}
-		return s.loadUnreplied(sn)
+		return sn.Err()
 	})
 }
 

@@ -3,6 +3,8 @@ package replica
 import (
 	"context"
 	"errors"
+	"os"
+	"path/filepath"
 	"slices"
 	"testing"
 	"time"
@@ -165,9 +167,8 @@ func TestB10_HeldAndRoutes(t *testing.T) {
 	}
 }
 
-// N18: a message that was accepted, and whose sender was not answered before the
-// process ended, is known when the sender comes again; once, and not after it was
-// refused or answered.
+// N18: a message that was about to be taken when the process was ended is known
+// when its sender comes again, once; one whose sender was answered is not.
 func TestN18_SenderComesAgain(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, dir)
@@ -175,54 +176,65 @@ func TestN18_SenderComesAgain(t *testing.T) {
 	if _, err := s.EnsureAccount(ctx, "ada@d.test", row.Production); err != nil {
 		t.Fatal(err)
 	}
-	hold := func(text string) (row.Held, row.Envelope, row.Ref) {
-		ref, err := s.PutMessage([]byte("Subject: x\r\n\r\n" + text))
-		if err != nil {
-			t.Fatal(err)
-		}
-		h, err := s.Hold(ctx, row.Held{From: "x@y", Rcpts: []string{"ada@d.test", "Bob@d.test"}, Ref: ref, Arrived: time.Now()})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return h, row.Envelope{From: "x@y", Rcpts: []string{"bob@d.test", "ada@d.test"}}, ref
+	e := row.Envelope{From: "x@y", Rcpts: []string{"ada@d.test", "Bob@d.test"}}
+	ref := func(text string) row.Ref { return row.RefOf([]byte("Subject: x\r\n\r\n" + text)) }
+	lost, answered, left := ref("not answered"), ref("answered"), ref("its session ended")
+	s.Await(e, lost)
+	s.Replied(s.Await(e, answered))
+	if s.Unanswered() {
+		t.Error("a session that is at work is no sender that comes again")
 	}
-	_, e, lost := hold("not answered")
-	seen, _, landed := hold("not answered, and seen in a mailbox")
-	if err := s.DropHeld(ctx, seen.ID, func(string) bool { return true }); err != nil {
-		t.Fatal(err)
-	}
-	refused, _, no := hold("refused")
-	if err := s.Forget(ctx, refused.ID); err != nil {
-		t.Fatal(err)
-	}
-	_, _, answered := hold("answered")
-	s.Replied(e, answered)
-	_, _, last := hold("the next, which strikes the answered one off")
-	s.Replied(e, last)
-	again := func(ref row.Ref, want bool, why string) {
+	s.Unreplied(s.Await(e, left))
+	again := func(e row.Envelope, r row.Ref, want bool, why string) {
 		t.Helper()
-		if ok, err := s.Repeated(ctx, e, ref); err != nil || ok != want {
-			t.Errorf("%s: %v, %v", why, ok, err)
+		if _, ok := s.Again(e, r); ok != want {
+			t.Errorf("%s: %v", why, ok)
 		}
 	}
-	again(lost, false, "while the process lives")
-	if err := errors.Join(s.Meta.Close(), s.Blobs.Close()); err != nil { // nothing more is written
+	again(e, left, true, "the session ended")
+	again(e, left, false, "twice")
+	f, err := os.OpenFile(filepath.Join(dir, "unanswered"), os.O_APPEND|os.O_WRONLY, 0)
+	if err == nil {
+		_, err = f.WriteString(`{"ID":9,"From":"cut of`)
+		_ = f.Close()
+	}
+	if err := errors.Join(err, s.Close()); err != nil {
 		t.Fatal(err)
+	}
+	for range 2 { // the second time from the file begun anew
+		s = open(t, dir)
+		again(row.Envelope{From: "x@y", Rcpts: []string{"ada@d.test"}}, lost, false, "other recipients")
+		again(e, answered, false, "answered")
+		again(e, left, false, "a third time")
+		if !s.Unanswered() {
+			t.Error("forgotten by a restart")
+		}
+		_ = s.Close()
 	}
 	s = open(t, dir)
-	if ok, _ := s.Repeated(ctx, row.Envelope{From: "x@y", Rcpts: []string{"ada@d.test"}}, lost); ok {
-		t.Error("for other recipients")
+	again(row.Envelope{From: "x@y", Rcpts: []string{"bob@d.test", "ada@D.test"}}, lost, true, "not answered")
+	again(e, lost, false, "not answered, a second time")
+}
+
+// N18: the message of a sender that comes again is found in a mailbox.
+func TestN18_Delivered(t *testing.T) {
+	s := seeded(t, t.TempDir())
+	orig := []byte("Subject: hello\r\n\r\nbody\r\n")
+	sent, _ := s.PutMessage(orig)
+	e := row.Envelope{From: "x@y", Rcpts: []string{"ada@d.test"}}
+	began := time.Now()
+	if s.Delivered(e, sent, began) {
+		t.Error("found before it was delivered")
 	}
-	again(lost, true, "not answered")
-	again(lost, false, "a third time")
-	again(landed, true, "seen in a mailbox")
-	again(no, false, "refused")
-	again(answered, false, "answered")
-	owed := s.HeldAll()
-	if len(owed) == 0 || !owed[0].Owed {
-		t.Errorf("what production may not have is not owed: %+v", owed)
+	ref, _ := s.PutMessage(append([]byte("Received: by z\r\n"), orig...))
+	err := s.Update(t.Context(), "ada", Mirror, func(tx *Tx) error {
+		tx.PutRow(tx.Box("INBOX").ID, &row.Message{UID: 9, Date: time.Now(), Size: ref.Size, Ref: ref})
+		return nil
+	})
+	if err != nil || !s.Delivered(e, sent, began) {
+		t.Errorf("not found: %v", err)
 	}
-	if err := s.Close(); err != nil {
-		t.Fatal(err)
+	if s.Delivered(e, sent, began.Add(48*time.Hour)) || s.Delivered(row.Envelope{Rcpts: []string{"ada@d.test", "nobody@d.test"}}, sent, began) {
+		t.Error("an older one, or not all recipients")
 	}
 }

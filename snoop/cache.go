@@ -39,6 +39,9 @@ type Replica interface {
 	Owe(ctx context.Context, id uint64) error
 	Forget(ctx context.Context, id uint64) error
 	RouteOf(rcpt string) (row.Route, bool)
+	Again(e row.Envelope, ref row.Ref) (since time.Time, ok bool)
+	Holding(e row.Envelope, ref row.Ref) (row.Held, bool)
+	Delivered(e row.Envelope, ref row.Ref, since time.Time) bool
 }
 
 // Syncer reads from production.
@@ -412,5 +415,48 @@ func (a *Arrival) Refused() {
 	}
 	if err := a.c.opt.Replica.Forget(a.ctx, a.h.ID); err != nil {
 		a.c.opt.Log.Error("forget a refused message", "held", a.h.ID, "err", err)
+	}
+}
+
+// repeatWait is how long a sender that comes again waits for what production may
+// have in its queue.
+const repeatWait = 5 * time.Second
+
+// Repeated reports whether a message was taken before and its sender not
+// answered. If it is held, and production may not have it, it is owed from now on;
+// else it is looked for in the mailboxes.
+func (c *Cache) Repeated(ctx context.Context, e row.Envelope, ref row.Ref) (bool, error) {
+	since, ok := c.opt.Replica.Again(e, ref)
+	if !ok {
+		return false, nil
+	}
+	for end := time.Now().Add(repeatWait); ; {
+		if h, ok := c.opt.Replica.Holding(e, ref); ok {
+			c.opt.Log.Info("a sender that was not answered came again; the message is held", "held", h.ID)
+			if h.Standby {
+				return true, nil
+			}
+			return true, c.opt.Replica.Owe(ctx, h.ID)
+		}
+		for _, r := range e.Rcpts {
+			if rt, ok := c.opt.Replica.RouteOf(r); ok {
+				// Without production what the replica has decides.
+				sync, cancel := context.WithTimeout(ctx, repeatWait/2)
+				_ = c.opt.Syncer.SyncMailbox(sync, rt.Account, rt.Mailbox)
+				cancel()
+			}
+		}
+		if c.opt.Replica.Delivered(e, ref, since) {
+			c.opt.Log.Info("a sender that was not answered came again; the message was delivered")
+			return true, nil
+		}
+		if time.Now().After(end) {
+			return false, nil
+		}
+		select {
+		case <-time.After(repeatWait / 10):
+		case <-ctx.Done():
+			return false, ctx.Err()
+		}
 	}
 }

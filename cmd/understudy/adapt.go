@@ -115,22 +115,28 @@ func (t tap) Arriving(ctx context.Context, m row.Envelope, sp row.Spool) proxy.A
 }
 
 func (t tap) Repeated(ctx context.Context, m row.Envelope, sp row.Spool) (bool, error) {
-	if !t.store.MayRepeat() {
+	if !t.store.Unanswered() {
 		return false, nil
 	}
-	ref, err := sp.Commit()
+	b, err := sp.Bytes()
 	if err != nil {
 		return false, err
 	}
-	return t.store.Repeated(ctx, m, ref)
+	return t.Cache.Repeated(ctx, m, row.RefOf(b))
 }
 
-func (t tap) Replied(m row.Envelope, sp row.Spool) {
-	if !t.store.Awaiting() {
-		return
+func (t tap) Taking(m row.Envelope, sp row.Spool) (answered func(bool)) {
+	b, err := sp.Bytes()
+	if err != nil {
+		return func(bool) {}
 	}
-	if ref, err := sp.Commit(); err == nil {
-		t.store.Replied(m, ref)
+	id := t.store.Await(m, row.RefOf(b))
+	return func(told bool) {
+		if told {
+			t.store.Replied(id)
+		} else {
+			t.store.Unreplied(id)
+		}
 	}
 }
 

@@ -142,7 +142,7 @@ func (p *primary) Unanswered(string, *imapsession.Cmd)                          
 func (p *primary) Hint(string, string)                                             {}
 func (p *primary) Virtual(string, string) uint32                                   { return 0 }
 func (p *primary) Arriving(context.Context, row.Envelope, row.Spool) proxy.Arrival { return nil }
-func (p *primary) Replied(row.Envelope, row.Spool)                                 {}
+func (p *primary) Taking(row.Envelope, row.Spool) func(bool)                       { return func(bool) {} }
 func (p *primary) Repeated(context.Context, row.Envelope, row.Spool) (bool, error) {
 	return false, nil
 }

@@ -10,44 +10,67 @@ import (
 
 	"understudy/replica/imapc"
 	"understudy/replica/row"
+	"understudy/snoop/imapwire"
 )
 
 // send appends messages, and returns the UIDs of the first ones: all, or those
 // before one that is to be sent alone.
 func (b *box) send(rows []*row.Message) ([]uint32, error) {
-	var tags []string
+	var list []imapc.Appending
 	for i, r := range rows {
 		body, err := b.opt.Store.Message(r.Ref)
 		if err != nil {
 			return nil, err
 		}
-		if !regular(body) || b.odd(r.Ref) {
-			if i == 0 {
-				uid, err := b.sendAlone(r, body)
-				return []uint32{uid}, err
-			}
-			break
+		if regular(body) && !b.odd(r.Ref) {
+			list = append(list, b.appending(r, body))
+			continue
 		}
-		tag, err := b.c.SendAppend(b.appending(r, body))
-		if err != nil {
-			return nil, fmt.Errorf("append: %w", err)
+		if i == 0 {
+			uid, err := b.sendAlone(r, body)
+			return []uint32{uid}, err
 		}
-		tags = append(tags, tag)
+		break
 	}
-	uids := make([]uint32, 0, len(rows))
-	for i, tag := range tags {
-		resp, err := b.c.Wait(tag, nil)
-		if refusesMessage(err) {
-			b.refused(rows[i].Ref) // the next run sends it alone
+	uids, err := b.append(list)
+	if refusesMessage(err) {
+		for _, r := range rows[len(uids):len(list)] {
+			b.refused(r.Ref) // from now on they are sent alone
+		}
+		if b.c.AppendsMany() {
+			return b.send(rows) // none was stored
+		}
+	}
+	return uids, err
+}
+
+// append appends messages in their order, and returns the UIDs of those up to
+// the first that failed: all or none at a time where the server does that.
+func (b *box) append(list []imapc.Appending) (uids []uint32, err error) {
+	var tags []string
+	for i := 0; i < len(list) && err == nil; {
+		n := 1
+		if b.c.AppendsMany() {
+			n = len(list)
+		}
+		var tag string
+		tag, err = b.c.SendAppend(list[i], list[i+1:i+n]...)
+		tags = append(tags, tag)
+		i += n
+	}
+	for _, tag := range tags {
+		var r imapwire.Response
+		if err == nil {
+			r, err = b.c.Wait(tag, nil)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("append: %w", err)
+			return uids, fmt.Errorf("append: %w", err)
 		}
-		_, uid := imapc.AppendUID(resp)
-		if uid == 0 {
-			return nil, errNoUID
+		_, some := imapc.AppendUIDs(r)
+		if len(some) == 0 || len(some) != len(list) && len(some) != 1 {
+			return uids, errNoUID
 		}
-		uids = append(uids, uid)
+		uids = append(uids, some...)
 	}
 	return uids, nil
 }

@@ -296,30 +296,13 @@ var errNoUID = errors.New("production gave no APPENDUID")
 // behind is known by its content.
 var filler = []byte("Subject: placeholder\r\nX-Understudy: burned UID, safe to delete\r\n\r\n")
 
-// burn uses up n UIDs: tiny messages are appended, or copied where there are
+// burn uses up n UIDs: tiny messages are appended, and copied where there are
 // many, and expunged.
 func (b *box) burn(n uint32) error {
 	msg := imapc.Appending{Mailbox: b.sn.Name, Flags: []string{`\Deleted`, `\Seen`}, Body: filler, Date: time.Unix(0, 0)}
-	var uids []uint32
-	first := min(n, 50)
-	var tags []string
-	for range first {
-		tag, err := b.c.SendAppend(msg)
-		if err != nil {
-			return fmt.Errorf("burn UIDs: %w", err)
-		}
-		tags = append(tags, tag)
-	}
-	for _, tag := range tags {
-		r, err := b.c.Wait(tag, nil)
-		if err != nil {
-			return fmt.Errorf("burn UIDs: %w", err)
-		}
-		_, uid := imapc.AppendUID(r)
-		if uid == 0 {
-			return errNoUID
-		}
-		uids = append(uids, uid)
+	uids, err := b.append(slices.Repeat([]imapc.Appending{msg}, int(min(n, pipeMessages))))
+	if err != nil {
+		return fmt.Errorf("burn UIDs: %w", err)
 	}
 	for uint32(len(uids)) < n {
 		more, err := b.double(uids[:min(uint32(len(uids)), n-uint32(len(uids)))])

@@ -316,22 +316,15 @@ type Appending struct {
 	Body    []byte
 }
 
-// SendAppend writes an APPEND; with LITERAL+ it does not wait.
-func (c *Conn) SendAppend(a Appending) (tag string, err error) {
-	head := "APPEND " + imapwire.NonSyncString(a.Mailbox)
+// AppendsMany reports whether one APPEND can take several messages, all or none
+// (RFC 3502).
+func (c *Conn) AppendsMany() bool { return c.Has("MULTIAPPEND") && c.Has("LITERAL+") }
+
+// SendAppend writes an APPEND; with LITERAL+ it does not wait. More messages for
+// the same mailbox are only for where AppendsMany.
+func (c *Conn) SendAppend(a Appending, more ...Appending) (tag string, err error) {
 	if !c.Has("LITERAL+") {
-		head = "APPEND " + imapwire.AString(a.Mailbox)
-	}
-	if a.Flags != nil {
-		head += " " + imapwire.FormatFlags(a.Flags)
-	}
-	if !a.Date.IsZero() {
-		head += ` "` + a.Date.Format(imapwire.DateTime) + `"`
-	}
-	if c.Has("LITERAL+") {
-		tag = c.Send(fmt.Sprintf("%s {%d+}", head, len(a.Body)))
-	} else {
-		tag = c.Send(fmt.Sprintf("%s {%d}", head, len(a.Body)))
+		tag = c.Send(fmt.Sprintf("APPEND %s%s {%d}", imapwire.AString(a.Mailbox), a.attributes(), len(a.Body)))
 		if err := c.Flush(); err != nil {
 			return tag, err
 		}
@@ -343,13 +336,34 @@ func (c *Conn) SendAppend(a Appending) (tag string, err error) {
 			r := imapwire.ParseResponse(u)
 			return tag, &NoError{Command: "APPEND", Name: r.Name, Code: r.Code, Text: string(r.Rest)}
 		}
+	} else {
+		tag = c.Send(fmt.Sprintf("APPEND %s%s {%d+}", imapwire.NonSyncString(a.Mailbox), a.attributes(), len(a.Body)))
 	}
 	_ = c.conn.SetWriteDeadline(time.Now().Add(10 * time.Minute))
 	if _, err := c.w.Write(a.Body); err != nil {
 		return tag, err
 	}
+	for _, m := range more {
+		if _, err := fmt.Fprintf(c.w, "%s {%d+}\r\n", m.attributes(), len(m.Body)); err != nil {
+			return tag, err
+		}
+		if _, err := c.w.Write(m.Body); err != nil {
+			return tag, err
+		}
+	}
 	_, err = io.WriteString(c.w, "\r\n")
 	return tag, err
+}
+
+// attributes are flags and date as APPEND takes them, each with a space ahead.
+func (a Appending) attributes() (s string) {
+	if a.Flags != nil {
+		s += " " + imapwire.FormatFlags(a.Flags)
+	}
+	if !a.Date.IsZero() {
+		s += ` "` + a.Date.Format(imapwire.DateTime) + `"`
+	}
+	return s
 }
 
 // Append appends a message and returns what APPENDUID told, zeros if nothing.
@@ -362,23 +376,29 @@ func (c *Conn) Append(a Appending) (validity, uid uint32, err error) {
 	if err != nil {
 		return 0, 0, err
 	}
-	validity, uid = AppendUID(r)
-	return validity, uid, nil
+	validity, uids := AppendUIDs(r)
+	if len(uids) != 1 {
+		return 0, 0, nil
+	}
+	return validity, uids[0], nil
 }
 
-// AppendUID reads an APPENDUID code.
-func AppendUID(r imapwire.Response) (validity, uid uint32) {
+// maxAppended bounds the UIDs of one APPENDUID.
+const maxAppended = 10_000
+
+// AppendUIDs reads an APPENDUID code; nil if there is none.
+func AppendUIDs(r imapwire.Response) (validity uint32, uids []uint32) {
 	if r.Code != "APPENDUID" {
-		return 0, 0
+		return 0, nil
 	}
 	rd := imapwire.NewReader(r.Arg)
 	v := rd.Number32()
 	rd.SP()
-	u := rd.Number32()
-	if rd.Err() != nil {
-		return 0, 0
+	uids, err := rd.Set().Numbers(maxAppended)
+	if rd.Err() != nil || err != nil {
+		return 0, nil
 	}
-	return v, u
+	return v, uids
 }
 
 // Idle waits for untagged data until ctx ends; on is called for each unit. It

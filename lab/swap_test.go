@@ -2,12 +2,15 @@ package lab
 
 import (
 	"context"
+	"fmt"
 	"math/rand/v2"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -230,6 +233,94 @@ func TestB2_SilentProduction(t *testing.T) {
 		time.Sleep(time.Second)
 		s.Kill()
 		check(t, s.Start(t.Context()))
+		waitPhase(t, b, "protecting")
+	})
+}
+
+// drop carries connections to an address, until it is silent: then nothing passes
+// any more in either direction, and the kernel drops what would connect.
+type drop struct {
+	l    *net.TCPListener
+	gate sync.RWMutex // held for writing: silent
+	fill []net.Conn
+}
+
+func newDrop(t *testing.T, to string) (d *drop, addr string) {
+	t.Helper()
+	d = &drop{l: must(net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)}))(t)}
+	t.Cleanup(func() { _ = d.l.Close() })
+	pass := func(dst, src net.Conn) {
+		defer func() { _ = dst.Close() }()
+		buf := make([]byte, 32<<10)
+		for {
+			n, err := src.Read(buf)
+			d.gate.RLock()
+			if err == nil {
+				_, err = dst.Write(buf[:n])
+			}
+			d.gate.RUnlock()
+			if err != nil {
+				return
+			}
+		}
+	}
+	go func() {
+		for {
+			c, err := d.l.Accept()
+			if err != nil {
+				return
+			}
+			d.gate.RLock() // one may wait here; the queue is full behind it
+			p, err := net.Dial("tcp", to)
+			d.gate.RUnlock()
+			if err != nil {
+				_ = c.Close()
+				continue
+			}
+			go pass(p, c)
+			go pass(c, p)
+		}
+	}()
+	return d, d.l.Addr().String()
+}
+
+// silence begins the silence; end ends it.
+func (d *drop) silence(t *testing.T) (end func()) {
+	t.Helper()
+	d.gate.Lock()
+	rc := must(d.l.SyscallConn())(t)
+	check(t, rc.Control(func(fd uintptr) { _ = syscall.Listen(int(fd), 0) }))
+	for range 4 { // fills the queue: SYNs are dropped from now on
+		if c, err := net.DialTimeout("tcp", d.l.Addr().String(), 50*time.Millisecond); err == nil {
+			d.fill = append(d.fill, c)
+		}
+	}
+	return func() {
+		for _, c := range d.fill {
+			_ = c.Close()
+		}
+		_ = rc.Control(func(fd uintptr) { _ = syscall.Listen(int(fd), 128) })
+		d.gate.Unlock()
+	}
+}
+
+// B2, T14: packets from and to production are dropped without a word, as by a
+// cable that is pulled: clients are served within probe time, and nothing is lost.
+func TestB2_SilentDrop(t *testing.T) {
+	s := newSite(t, 2)
+	imap, imapAddr := newDrop(t, direct(s))
+	smtp, smtpAddr := newDrop(t, fmt.Sprintf("127.0.0.1:%d", s.SMTPPort))
+	b := newBox(t, s, map[string]string{"production.imap": strconv.Quote(imapAddr), "production.smtp": strconv.Quote(smtpAddr), "failover.auto_handback": "true",
+		"failover.hold_silent": `"500ms"`, "failover.probe_timeout": `"500ms"`})
+	waitPhase(t, b, "protecting")
+	under(t, s, b, func(*load.Ledger) {
+		began := time.Now()
+		heard, connects := imap.silence(t), smtp.silence(t)
+		waitPhase(t, b, "serving")
+		t.Logf("served %s after the silence began", time.Since(began).Round(time.Millisecond))
+		time.Sleep(2 * time.Second)
+		heard()
+		connects()
 		waitPhase(t, b, "protecting")
 	})
 }

@@ -33,6 +33,8 @@ type unanswered struct {
 	To   []string  `json:",omitempty"` // sorted, lower case
 	Ref  row.Ref   `json:",omitzero"`
 	At   time.Time `json:",omitzero"`
+
+	before bool // of a process before this one
 }
 
 const (
@@ -80,6 +82,7 @@ func openAnswers(dir string) (*answers, error) {
 		}
 	}
 	for _, u := range a.open {
+		u.before = true
 		a.left = append(a.left, u)
 	}
 	clear(a.open)
@@ -157,8 +160,9 @@ func (s *Store) Unanswered() bool {
 }
 
 // Again reports whether a message was about to be taken before, and its sender
-// not answered, and since when. It says so once.
-func (s *Store) Again(e row.Envelope, ref row.Ref) (since time.Time, ok bool) {
+// not answered, since when, and whether that was before this process began: then
+// nobody knows what production answered. It says so once.
+func (s *Store) Again(e row.Envelope, ref row.Ref) (since time.Time, before, ok bool) {
 	to := sortedFold(e.Rcpts)
 	a := s.answers
 	a.mu.Lock()
@@ -167,12 +171,12 @@ func (s *Store) Again(e row.Envelope, ref row.Ref) (since time.Time, ok bool) {
 		return u.Ref == ref && u.From == e.From && slices.Equal(u.To, to) && time.Since(u.At) < repeatLimit
 	})
 	if i < 0 {
-		return time.Time{}, false
+		return time.Time{}, false, false
 	}
 	u := a.left[i]
 	a.left = slices.Delete(a.left, i, i+1)
 	a.write(unanswered{ID: u.ID, Done: true})
-	return u.At, true
+	return u.At, u.before, true
 }
 
 // Holding finds the held delivery of a message.

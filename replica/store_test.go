@@ -187,8 +187,8 @@ func TestN18_SenderComesAgain(t *testing.T) {
 	s.Unreplied(s.Await(e, left))
 	again := func(e row.Envelope, r row.Ref, want bool, why string) {
 		t.Helper()
-		if _, ok := s.Again(e, r); ok != want {
-			t.Errorf("%s: %v", why, ok)
+		if _, before, ok := s.Again(e, r); ok != want || ok && before != (r == lost) {
+			t.Errorf("%s: %v, before %v", why, ok, before)
 		}
 	}
 	again(e, left, true, "the session ended")

@@ -39,7 +39,7 @@ type Replica interface {
 	Owe(ctx context.Context, id uint64) error
 	Forget(ctx context.Context, id uint64) error
 	RouteOf(rcpt string) (row.Route, bool)
-	Again(e row.Envelope, ref row.Ref) (since time.Time, ok bool)
+	Again(e row.Envelope, ref row.Ref) (since time.Time, before, ok bool)
 	Holding(e row.Envelope, ref row.Ref) (row.Held, bool)
 	Delivered(e row.Envelope, ref row.Ref, since time.Time) bool
 }
@@ -426,14 +426,14 @@ const repeatWait = 5 * time.Second
 // answered. If it is held, and production may not have it, it is owed from now on;
 // else it is looked for in the mailboxes.
 func (c *Cache) Repeated(ctx context.Context, e row.Envelope, ref row.Ref) (bool, error) {
-	since, ok := c.opt.Replica.Again(e, ref)
+	since, before, ok := c.opt.Replica.Again(e, ref)
 	if !ok {
 		return false, nil
 	}
 	for end := time.Now().Add(repeatWait); ; {
 		if h, ok := c.opt.Replica.Holding(e, ref); ok {
 			c.opt.Log.Info("a sender that was not answered came again; the message is held", "held", h.ID)
-			if h.Standby {
+			if h.Standby || !before {
 				return true, nil
 			}
 			return true, c.opt.Replica.Owe(ctx, h.ID)

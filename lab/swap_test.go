@@ -61,7 +61,7 @@ func judged(t *testing.T, s *site.Site, l *load.Ledger) load.Verdict {
 	t.Logf("on production: %s; sessions that broke: %d; longest wait for an answer %s", v, l.Broken.Load(), l.LongestGap())
 	t.Logf("there twice: by Postfix itself %d, sent again by a sender without an answer %d", own, len(v.Repeated))
 	if !v.OK() || v.Confirmed == 0 {
-		t.Errorf("ledger and production differ: %s", v)
+		t.Errorf("ledger and production differ: %s; %q", v, v.Where)
 		for _, id := range append(v.Lost, v.Doubled...) {
 			_, log := mailLog(s, id)
 			t.Logf("Postfix's log of %s:\n%s", id, log)

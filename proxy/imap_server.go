@@ -238,11 +238,8 @@ func (s *imapSession) serverUnit(ctx context.Context, up *upstream, line []byte,
 	if again := doneBefore(&ev); again != nil {
 		v.line = again
 	}
-	if production && ev.Cmd != nil && ev.Resp.Name == "OK" && changes(ev.Cmd.Verb) {
-		if err := flush(); err != nil {
-			return v, err
-		}
-		if err := s.settleChange(ctx, &ev, &sp); err != nil {
+	if production && ev.Cmd != nil {
+		if err := s.settleAnswer(ctx, &ev, &sp, flush); err != nil {
 			return v, err
 		}
 	}
@@ -280,6 +277,27 @@ func (s *imapSession) continued(oldest *imapsession.Cmd, awaited bool) (before b
 		s.track.Doubt = "continuation that nobody waits for"
 	}
 	return false
+}
+
+// settleAnswer sees to it that the replica has what a client is told is done, and
+// the messages that it was told of.
+func (s *imapSession) settleAnswer(ctx context.Context, ev *imapsession.Event, sp *row.Spool, flush func() error) error {
+	changed, mailbox := ev.Resp.Name == "OK" && changes(ev.Cmd.Verb), s.ahead()
+	if !changed && mailbox == "" {
+		return nil
+	}
+	if err := flush(); err != nil {
+		return err
+	}
+	if changed {
+		if err := s.settleChange(ctx, ev, sp); err != nil {
+			return err
+		}
+	}
+	if mailbox != "" {
+		s.p.opt.Tap.Follow(ctx, s.account, mailbox)
+	}
+	return nil
 }
 
 // settleChange makes a change durable that production accepted. If that fails,

@@ -77,3 +77,30 @@ func (s *imapSession) shown(up *upstream, mailbox string, validity uint32) uint3
 	}
 	return validity
 }
+
+// ahead returns the selected mailbox if the client was told UIDs of messages that
+// the replica has not got yet: were production lost now, they would be gone.
+func (s *imapSession) ahead() (mailbox string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	box := s.track.Box
+	if box == nil || len(box.View) == 0 {
+		return ""
+	}
+	last := box.View[len(box.View)-1]
+	if last <= box.Held {
+		return ""
+	}
+	sn := s.p.opt.Tap.Known(s.account, box.Name)
+	if sn == nil || !sn.Synced || sn.OnProduction() != box.UIDValidity {
+		return "" // it is still being copied
+	}
+	for i := len(box.View) - 1; i >= 0 && (box.View[i] == 0 || box.View[i] >= sn.SyncedNext); i-- {
+		if u := box.View[i]; u > box.Held && sn.Find(u) == nil {
+			box.Held = last
+			return box.Name
+		}
+	}
+	box.Held = last
+	return ""
+}

@@ -113,6 +113,8 @@ type Tap interface {
 	NewSpool() row.Spool
 	// Settle makes durable what a command that production accepted changed.
 	Settle(ctx context.Context, account string, c *imapsession.Cmd, ok imapwire.Response, sp row.Spool) error
+	// Follow waits a moment until the replica has what production has of a mailbox.
+	Follow(ctx context.Context, account, mailbox string)
 	// Hint tells that a mailbox changed in a way that was not followed.
 	Hint(account, mailbox string)
 	// Unanswered tells of a command that production did not answer before the

@@ -90,6 +90,21 @@ func (c *Cache) Counts() (wire, synced, held int64) {
 // syncLimit bounds a sync that a client's OK waits for.
 const syncLimit = 30 * time.Second
 
+// followLimit bounds how long an answer waits for the replica to have the new
+// messages that the client was told of with it.
+const followLimit = time.Second
+
+// Follow waits until the replica has what production has of a mailbox, as long as
+// that may hold up an answer.
+func (c *Cache) Follow(ctx context.Context, account, mailbox string) {
+	ctx, cancel := context.WithTimeout(ctx, followLimit)
+	defer cancel()
+	if err := c.opt.Syncer.SyncMailbox(ctx, account, mailbox); err != nil {
+		c.opt.Log.Debug("a client is told of messages that are not in the replica yet", "account", account, "mailbox", mailbox, "err", err)
+		c.opt.Syncer.Hint(account, mailbox)
+	}
+}
+
 // Hint tells that a mailbox changed in a way that was not followed.
 func (c *Cache) Hint(account, mailbox string) { c.opt.Syncer.Hint(account, mailbox) }
 

@@ -391,7 +391,7 @@ func (d *demonstration) judge(ctx context.Context) error {
 		}
 		stores[u] = there
 		for id, f := range there {
-			same = same && through[id] == f
+			same = same && through[id].Count == f.Count && through[id].Flagged == f.Flagged
 			if len(id) > 4 && id[:4] == "old." {
 				old += f.Count
 			}

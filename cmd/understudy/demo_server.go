@@ -140,6 +140,7 @@ func (p *primary) Changes(string, string, uint64, []uint32) []row.FlagsOf       
 func (p *primary) Known(string, string) *row.Snapshot                              { return nil }
 func (p *primary) Unanswered(string, *imapsession.Cmd)                             {}
 func (p *primary) Hint(string, string)                                             {}
+func (p *primary) Follow(context.Context, string, string)                          {}
 func (p *primary) Virtual(string, string) uint32                                   { return 0 }
 func (p *primary) Arriving(context.Context, row.Envelope, row.Spool) proxy.Arrival { return nil }
 func (p *primary) Taking(row.Envelope, row.Spool) func(bool)                       { return func(bool) {} }

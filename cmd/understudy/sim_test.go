@@ -533,7 +533,7 @@ func simulate(t *testing.T, seed uint64, sabotage func(net.Conn) net.Conn) (faul
 	}
 	v := l.Judge(stores)
 	if !v.OK() || v.Confirmed == 0 || len(v.Repeated) > 0 {
-		faults = append(faults, v.String(), fmt.Sprint("repeated ", v.Repeated))
+		faults = append(faults, v.String(), fmt.Sprint("repeated ", v.Repeated, v.Where))
 	}
 	if !boxDied && (l.Broken.Load() > 0 || v.Unanswered > 0) {
 		faults = append(faults, fmt.Sprintf("%d sessions broke, %d commands were not answered: %v", l.Broken.Load(), v.Unanswered, l.Breaks()))

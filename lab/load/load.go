@@ -439,6 +439,7 @@ func (c *client) smtp(ctx context.Context) error {
 type Found struct {
 	Count   int
 	Flagged bool
+	Where   []string // mailbox and UID
 }
 
 func idOf(header []byte) string {
@@ -477,6 +478,7 @@ func Look(ic *imapc.Conn) (map[string]Found, error) {
 			id := idOf(m.Body)
 			f := out[id]
 			f.Count++
+			f.Where = append(f.Where, fmt.Sprintf("%s %d", b.Name, m.UID))
 			for _, fl := range m.Flags {
 				f.Flagged = f.Flagged || fl == `\Flagged`
 			}
@@ -494,6 +496,7 @@ func Look(ic *imapc.Conn) (map[string]Found, error) {
 type Verdict struct {
 	Confirmed, Unanswered int
 	Lost, Doubled, Undone []string
+	Where                 []string // the doubled ones are
 	// Repeated are there twice, and their sender sent them twice: it was not
 	// answered the first time.
 	Repeated []string
@@ -526,6 +529,7 @@ func (l *Ledger) Judge(stores map[string]map[string]Found) Verdict {
 			v.Repeated = append(v.Repeated, e.ID)
 		case f.Count > 1:
 			v.Doubled = append(v.Doubled, e.ID)
+			v.Where = append(v.Where, fmt.Sprintf("%s: %s", e.ID, strings.Join(f.Where, ", ")))
 		case e.Stored == Yes && e.Deleted == No && f.Count == 0:
 			v.Lost = append(v.Lost, e.ID)
 		case e.Deleted == Yes && f.Count > 0:

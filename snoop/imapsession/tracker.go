@@ -90,6 +90,7 @@ type Box struct {
 	UIDNext     uint32
 	ModSeq      uint64   // of the replica, up to which the client was told flags; 0 if not known
 	View        []uint32 // UID of each number, 0 where it is not known
+	Held        uint32   // up to this UID the replica was seen to have what the client knows
 	blind       bool     // data was told of a message whose UID is not known
 	shared      bool     // View belongs to somebody else: copy before a change
 }

@@ -66,6 +66,11 @@ func judged(t *testing.T, s *site.Site, l *load.Ledger) load.Verdict {
 			_, log := mailLog(s, id)
 			t.Logf("Postfix's log of %s:\n%s", id, log)
 		}
+		for l := range strings.Lines(s.Log()) {
+			if strings.Contains(l, "Warning:") || strings.Contains(l, "Error:") || strings.Contains(l, "Panic:") {
+				t.Logf("Dovecot: %s", l)
+			}
+		}
 	}
 	return v
 }

@@ -2,6 +2,7 @@ package lab
 
 import (
 	"bufio"
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -260,7 +261,8 @@ func TestBadInput(t *testing.T) {
 	b := must(site.NewBox(t.TempDir(), binary, s, nil))(t)
 	text := must(os.ReadFile(b.Config()))(t)
 	for n := range 8 {
-		if err := os.WriteFile(b.Config(), text[:len(text)*n/8], 0o600); err != nil {
+		cut := bytes.LastIndexByte(text[:len(text)*n/8], '=') + 1 // between two lines it may be whole
+		if err := os.WriteFile(b.Config(), text[:cut], 0o600); err != nil {
 			t.Fatal(err)
 		}
 		if out, err := exec.Command(binary, "config", "check", "--config", b.Config()).CombinedOutput(); err == nil || !strings.Contains(string(out), "settings") {

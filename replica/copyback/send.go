@@ -48,15 +48,14 @@ func (b *box) send(rows []*row.Message) ([]uint32, error) {
 // the first that failed: all or none at a time where the server does that.
 func (b *box) append(list []imapc.Appending) (uids []uint32, err error) {
 	var tags []string
-	for i := 0; i < len(list) && err == nil; {
-		n := 1
-		if b.c.AppendsMany() {
-			n = len(list)
-		}
+	n := 1 // messages of one command
+	if b.c.AppendsMany() {
+		n = len(list)
+	}
+	for i := 0; i < len(list) && err == nil; i += n {
 		var tag string
 		tag, err = b.c.SendAppend(list[i], list[i+1:i+n]...)
 		tags = append(tags, tag)
-		i += n
 	}
 	for _, tag := range tags {
 		var r imapwire.Response
@@ -67,7 +66,7 @@ func (b *box) append(list []imapc.Appending) (uids []uint32, err error) {
 			return uids, fmt.Errorf("append: %w", err)
 		}
 		_, some := imapc.AppendUIDs(r)
-		if len(some) == 0 || len(some) != len(list) && len(some) != 1 {
+		if len(some) != n {
 			return uids, errNoUID
 		}
 		uids = append(uids, some...)

@@ -126,7 +126,7 @@ func (c *Copier) HandOver(ctx context.Context, name string, block func() error) 
 		// Little is left for the time in which clients wait.
 		if steps, err := a.pass(false); err != nil {
 			return err
-		} else if steps < 20 {
+		} else if steps < 8 {
 			break
 		}
 	}

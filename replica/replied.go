@@ -2,6 +2,9 @@ package replica
 
 import (
 	"bytes"
+	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -30,7 +33,7 @@ type unanswered struct {
 	ID   uint64
 	Done bool      `json:",omitempty"`
 	From string    `json:",omitempty"`
-	To   []string  `json:",omitempty"` // sorted, lower case
+	To   string    `json:",omitempty"` // digest of the recipients
 	Ref  row.Ref   `json:",omitzero"`
 	At   time.Time `json:",omitzero"`
 
@@ -43,7 +46,14 @@ const (
 	repeatLimit = 6 * 24 * time.Hour
 	// maxUnanswered is at which size the file is begun anew, in bytes.
 	maxUnanswered = 1 << 20
+	// maxLeft bounds the messages whose sessions ended; the oldest are forgotten.
+	maxLeft = 1000
 )
+
+func recipients(rcpts []string) string {
+	sum := sha256.Sum256([]byte(strings.Join(sortedFold(rcpts), "\n")))
+	return hex.EncodeToString(sum[:16])
+}
 
 func sortedFold(rcpts []string) []string {
 	out := make([]string, 0, len(rcpts))
@@ -86,6 +96,8 @@ func openAnswers(dir string) (*answers, error) {
 		a.left = append(a.left, u)
 	}
 	clear(a.open)
+	slices.SortFunc(a.left, func(x, y unanswered) int { return cmp.Compare(x.ID, y.ID) })
+	a.left = a.left[max(0, len(a.left)-maxLeft):]
 	if a.f, err = os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600); err != nil {
 		return nil, fmt.Errorf("messages without an answer: %w", err)
 	}
@@ -125,7 +137,7 @@ func (s *Store) Await(e row.Envelope, ref row.Ref) (id uint64) {
 		_ = a.renew()
 	}
 	a.next++
-	u := unanswered{ID: a.next, From: e.From, To: sortedFold(e.Rcpts), Ref: ref, At: time.Now()}
+	u := unanswered{ID: a.next, From: e.From, To: recipients(e.Rcpts), Ref: ref, At: time.Now()}
 	a.open[u.ID] = u
 	a.write(u)
 	return u.ID
@@ -148,6 +160,7 @@ func (s *Store) Unreplied(id uint64) {
 	if u, ok := a.open[id]; ok {
 		delete(a.open, id)
 		a.left = append(a.left, u)
+		a.left = a.left[max(0, len(a.left)-maxLeft):]
 	}
 }
 
@@ -163,12 +176,12 @@ func (s *Store) Unanswered() bool {
 // not answered, since when, and whether that was before this process began: then
 // nobody knows what production answered. It says so once.
 func (s *Store) Again(e row.Envelope, ref row.Ref) (since time.Time, before, ok bool) {
-	to := sortedFold(e.Rcpts)
+	to := recipients(e.Rcpts)
 	a := s.answers
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	i := slices.IndexFunc(a.left, func(u unanswered) bool {
-		return u.Ref == ref && u.From == e.From && slices.Equal(u.To, to) && time.Since(u.At) < repeatLimit
+		return u.Ref == ref && u.From == e.From && u.To == to && time.Since(u.At) < repeatLimit
 	})
 	if i < 0 {
 		return time.Time{}, false, false

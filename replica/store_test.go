@@ -3,6 +3,7 @@ package replica
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -212,6 +213,9 @@ func TestN18_SenderComesAgain(t *testing.T) {
 		_ = s.Close()
 	}
 	s = open(t, dir)
+	for i := range maxLeft - 1 { // more would push it out
+		s.Unreplied(s.Await(e, ref(fmt.Sprint(i))))
+	}
 	again(row.Envelope{From: "x@y", Rcpts: []string{"bob@d.test", "ada@D.test"}}, lost, true, "not answered")
 	again(e, lost, false, "not answered, a second time")
 }

@@ -439,8 +439,12 @@ const repeatWait = 5 * time.Second
 
 // Repeated reports whether a message was taken before and its sender not
 // answered. If it is held, and production may not have it, it is owed from now on;
-// else it is looked for in the mailboxes.
+// else it is looked for in the mailboxes. For recipients at other sites nobody can
+// tell, so a message to one of them goes to production again.
 func (c *Cache) Repeated(ctx context.Context, e row.Envelope, ref row.Ref) (bool, error) {
+	if slices.ContainsFunc(e.Rcpts, func(r string) bool { return !c.opt.Local(r) }) {
+		return false, nil
+	}
 	since, before, ok := c.opt.Replica.Again(e, ref)
 	if !ok {
 		return false, nil

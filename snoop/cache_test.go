@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"strings"
 	"testing"
+	"time"
 
 	"understudy/replica/row"
 	"understudy/snoop/imapsession"
@@ -16,6 +18,9 @@ type fake struct {
 	Replica
 	synced bool
 	hints  int
+	held   row.Held
+	before bool // the message was left by a process before
+	owed   uint64
 }
 
 var errDown = errors.New("production is down")
@@ -30,6 +35,36 @@ func (f *fake) Hint(string, string)                                          { f
 func (f *fake) Later(string, string)                                         { f.hints++ }
 func (f *fake) Expect(string, string)                                        {}
 func (f *fake) Expunge(context.Context, string, string, []uint32) error      { return errDown }
+
+func (f *fake) Again(row.Envelope, row.Ref) (time.Time, bool, bool) {
+	return time.Now(), f.before, true
+}
+func (f *fake) Holding(row.Envelope, row.Ref) (row.Held, bool) { return f.held, true }
+func (f *fake) Owe(_ context.Context, id uint64) error         { f.owed = id; return nil }
+
+// N18: a message that comes again is taken for the one that is held only if all
+// its recipients are known here: for others nobody would have it.
+func TestN18_Repeated(t *testing.T) {
+	for _, c := range []struct {
+		name         string
+		rcpts        []string
+		before, held bool // held by the standby
+		again        bool
+		owed         uint64
+	}{
+		{"production may have it", []string{"a@here"}, true, false, true, 7},
+		{"production answered", []string{"a@here"}, false, false, true, 0},
+		{"the standby has it", []string{"a@here"}, true, true, true, 0},
+		{"one recipient is elsewhere", []string{"a@here", "b@there"}, true, false, false, 0},
+	} {
+		f := &fake{before: c.before, held: row.Held{ID: 7, Standby: c.held}}
+		cache := New(Options{Replica: f, Syncer: f, Log: slog.New(slog.DiscardHandler), Local: func(a string) bool { return strings.HasSuffix(a, "@here") }})
+		again, err := cache.Repeated(t.Context(), row.Envelope{Rcpts: c.rcpts}, row.Ref{})
+		if err != nil || again != c.again || f.owed != c.owed {
+			t.Errorf("%s: %v, %v, owed %d", c.name, again, err, f.owed)
+		}
+	}
+}
 
 // Promise 1: what the wire does not tell and production cannot be asked about is
 // not acknowledged, but in a mailbox that is still being copied.

@@ -18,8 +18,8 @@ func (s *boxSync) findTwins(need []uint32) ([]uint32, error) {
 	s.twins = map[uint32]row.Twin{}
 	used := map[uint64]bool{}
 	err := s.c.Fetch(imapwire.FormatSet(need), "(UID BODY.PEEK[])", func(f imapc.Message) error {
-		if !f.HasBody {
-			return nil
+		if !f.HasBody || s.stale[f.UID] {
+			return nil // or it is known, and no arrival
 		}
 		if w, ok := s.m.opt.Store.MatchTwin(s.account, f.Body); ok && !used[w.ID] {
 			used[w.ID], s.twins[f.UID] = true, w

@@ -77,6 +77,12 @@ func newBox(t *testing.T, s *site.Site, settings map[string]string) *site.Box {
 	if err := b.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	endBox(t, b)
+	return b
+}
+
+// endBox ends an Understudy with the test.
+func endBox(t *testing.T, b *site.Box) {
 	t.Cleanup(func() {
 		b.Kill()
 		if l := b.Log(); strings.Contains(l, "DATA RACE") {
@@ -97,7 +103,6 @@ func newBox(t *testing.T, s *site.Site, settings map[string]string) *site.Box {
 		}
 		t.Logf("the last lines of understudy's log (UNDERSTUDY_LOGS=dir keeps all):\n%s", strings.Join(l[max(0, len(l)-40):], ""))
 	})
-	return b
 }
 
 func must[T any](v T, err error) func(*testing.T) T {

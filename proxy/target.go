@@ -32,8 +32,9 @@ type Endpoint struct {
 	Addr     string // host:port
 	Security Security
 	TLS      *tls.Config // for the two that need it
-	// Via makes the connection; nil is a net.Dialer.
-	Via func(ctx context.Context, network, addr string) (net.Conn, error)
+	// Via makes the connection, on behalf of a client if there is one; nil is a
+	// net.Dialer.
+	Via func(ctx context.Context, c Client, addr string) (net.Conn, error)
 	// ProxyProtocol: send the client's address in a version 2 header first.
 	ProxyProtocol bool
 }
@@ -66,9 +67,11 @@ func (e Endpoint) dial(ctx context.Context, c Client) (net.Conn, error) {
 	if via == nil {
 		d := net.Dialer{}
 		d.SetMultipathTCP(false)
-		via = d.DialContext
+		via = func(ctx context.Context, _ Client, addr string) (net.Conn, error) {
+			return d.DialContext(ctx, "tcp", addr)
+		}
 	}
-	conn, err := via(ctx, "tcp", e.Addr)
+	conn, err := via(ctx, c, e.Addr)
 	if err != nil {
 		return nil, fmt.Errorf("production: %w", err)
 	}

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"understudy/failover/smtpd"
+	"understudy/proxy/inline"
 	"understudy/replica"
 	"understudy/replica/copyback"
 	"understudy/replica/mirror"
@@ -18,6 +19,7 @@ import (
 
 // actor performs what the keeper decides.
 type actor struct {
+	wire    *inline.Wire // nil: not in the wire
 	store   *replica.Store
 	mirror  *mirror.Mirror
 	copier  *copyback.Copier
@@ -28,9 +30,14 @@ type actor struct {
 	log     *slog.Logger
 }
 
-// Fence runs the site's fence command. Traffic through this box is fenced by
-// the saved state alone.
+// Fence isolates production in the wire, and runs the site's fence command.
+// Traffic through the proxy is fenced by the saved state alone.
 func (a *actor) Fence(ctx context.Context, epoch uint64) error {
+	if a.wire != nil {
+		if err := a.wire.Fence(epoch); err != nil {
+			return fmt.Errorf("fence in the wire: %w", err)
+		}
+	}
 	if len(a.fence) == 0 {
 		return nil
 	}
@@ -44,7 +51,12 @@ func (a *actor) Fence(ctx context.Context, epoch uint64) error {
 	return nil
 }
 
-func (a *actor) Unfence(context.Context) error { return nil }
+func (a *actor) Unfence(_ context.Context, epoch uint64) error {
+	if a.wire == nil {
+		return nil
+	}
+	return a.wire.Release(epoch)
+}
 
 func (a *actor) Sweep(ctx context.Context) error {
 	return a.mirror.SyncAll(ctx, "before-takeover", nil)

@@ -28,6 +28,7 @@ import (
 	"understudy/failover/keeper"
 	"understudy/failover/smtpd"
 	"understudy/proxy"
+	"understudy/proxy/inline"
 	"understudy/replica"
 	"understudy/replica/copyback"
 	"understudy/replica/imapc"
@@ -57,13 +58,14 @@ type app struct {
 	proxy  *proxy.Proxy
 	learn  *learner
 	prober *health.Prober
+	wire   *inline.Wire // nil: clients are pointed at the box
 
 	hmu    sync.Mutex
 	health api.Health
 }
 
 // dialer makes connections to production; nil is the network's.
-type dialer func(ctx context.Context, network, addr string) (net.Conn, error)
+type dialer func(ctx context.Context, c proxy.Client, addr string) (net.Conn, error)
 
 // newApp builds everything, and opens the replica.
 func newApp(cfg config.Config, log *slog.Logger, via dialer) (*app, error) {
@@ -89,8 +91,11 @@ func newApp(cfg config.Config, log *slog.Logger, via dialer) (*app, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := a.assemble(); err != nil {
+	if err := a.openWire(context.Background()); err != nil {
 		return nil, errors.Join(err, a.store.Close())
+	}
+	if err := a.assemble(); err != nil {
+		return nil, errors.Join(err, a.Close())
 	}
 	return a, nil
 }
@@ -208,7 +213,7 @@ func (a *app) assemble() error {
 	if a.losses, err = newLosses(a.store, a.mirror, a.log); err != nil {
 		return err
 	}
-	a.actor = &actor{late: make(chan struct{}, 1), store: a.store, mirror: a.mirror, copier: copyback.New(copyback.Options{Store: a.store, Dial: a.dialMaster, Log: a.log, Lacked: a.losses.lacked}),
+	a.actor = &actor{wire: a.wire, late: make(chan struct{}, 1), store: a.store, mirror: a.mirror, copier: copyback.New(copyback.Options{Store: a.store, Dial: a.dialMaster, Log: a.log, Lacked: a.losses.lacked}),
 		smtp: a.smtp, fence: cfg.Failover.FenceCommand, holdFor: cfg.Standby.HoldFor.D(), log: a.log}
 	f := cfg.Failover
 	a.keeper, err = keeper.New(keeper.Options{Actor: a.actor, Log: a.log, Changed: a.losses.changed,
@@ -268,6 +273,9 @@ func (a *app) listAccounts(ctx context.Context) ([]string, error) {
 // run serves until ctx ends. ready is called when all listeners are open.
 func (a *app) run(ctx context.Context, ready func(map[string]string)) error {
 	g, ctx := errgroup.WithContext(ctx)
+	if err := a.enterWire(ctx); err != nil {
+		return err
+	}
 	listeners, err := a.listen(ctx)
 	if err != nil {
 		return err
@@ -293,6 +301,12 @@ func (a *app) run(ctx context.Context, ready func(map[string]string)) error {
 		return srv.Close()
 	})
 	a.work(ctx, g)
+	if a.wire != nil {
+		g.Go(func() error { return a.wire.Run(ctx) })
+		if err := a.wire.Arm(true); err != nil {
+			return err
+		}
+	}
 	ready(addrs)
 	return g.Wait()
 }
@@ -322,6 +336,12 @@ func (a *app) listen(ctx context.Context) ([]listener, error) {
 		{"submission", a.cfg.Listen.Submission, proxy.Submission}, {"submissions", a.cfg.Listen.Submissions, proxy.Submissions},
 	} {
 		if w.addr == "" {
+			continue
+		}
+		if a.wire != nil {
+			for _, l := range a.wire.Listeners(w.name) {
+				out = append(out, listener{w.name, w.kind, l})
+			}
 			continue
 		}
 		l, err := lc.Listen(ctx, "tcp", w.addr)
@@ -451,5 +471,11 @@ func (a *app) flush(ctx context.Context, phase failover.Phase) {
 	}
 }
 
-// Close closes the replica.
-func (a *app) Close() error { return a.store.Close() }
+// Close closes the replica, and leaves the wire as it is.
+func (a *app) Close() error {
+	err := a.store.Close()
+	if a.wire != nil {
+		err = errors.Join(err, a.wire.Close())
+	}
+	return err
+}

@@ -89,6 +89,11 @@ func order(e env, name, args string, n int, dry bool) error {
 	if len(o.Accounts) == 0 {
 		o.Accounts = nil
 	}
+	return c.tell(e, name, o)
+}
+
+// tell gives an order and prints the answer.
+func (c ctl) tell(e env, name string, o api.Order) error {
 	cl, err := c.client()
 	if err != nil {
 		return err

@@ -48,6 +48,7 @@ func commands() map[string]command {
 		"fingerprint": {"print what the replica holds of an account, to be compared", fingerprint},
 		"scrub":       {"read every stored message and verify it", scrub},
 		"config":      {"config describe | config check: the settings file", configCmd},
+		"network":     {"show, make and remove what puts the box into the wire; go past it", networkCmd},
 		"diagram":     {"print the failover table as a Mermaid diagram", diagram},
 		"server":      {"run the demonstration's mail server", demoServer},
 	}
@@ -129,6 +130,21 @@ func (e env) parse(fs *flag.FlagSet, args int) error {
 		return fmt.Errorf("%w: too many arguments", errUsage)
 	}
 	return nil
+}
+
+// verbs parses flags before and after the words that say what to do.
+func (e env) verbs(fs *flag.FlagSet) ([]string, error) {
+	var words []string
+	for {
+		if err := e.parse(fs, -1); err != nil {
+			return nil, err
+		}
+		if fs.NArg() == 0 {
+			return words, nil
+		}
+		words = append(words, fs.Arg(0))
+		e.args = fs.Args()[1:]
+	}
 }
 
 const defaultConfig = "/etc/understudy.toml"

@@ -141,6 +141,12 @@ func (a *app) Status() (api.Status, error) {
 		s.History = append(s.History, api.Entry{At: e.At, Phase: string(e.Phase), Epoch: e.Epoch, Why: e.Why})
 	}
 	s.CopyBack = a.actor.copier.Report()
+	if a.wire != nil {
+		n := api.Network(a.wire.State())
+		if s.Network = &n; n.Problem != "" {
+			s.Problems = append(s.Problems, n.Problem)
+		}
+	}
 	var fs syscall.Statfs_t
 	if syscall.Statfs(a.cfg.Data, &fs) == nil {
 		s.DiskFree = int64(fs.Bavail) * fs.Bsize

@@ -265,7 +265,7 @@ func (g *gated) Close() error {
 var errRefused = errors.New("connection refused")
 
 // toProduction connects to production; addr is host:port.
-func (w *world) toProduction(_ context.Context, _, addr string) (net.Conn, error) {
+func (w *world) toProduction(_ context.Context, _ proxy.Client, addr string) (net.Conn, error) {
 	w.mu.Lock()
 	s := w.prod
 	w.mu.Unlock()
@@ -452,7 +452,7 @@ func (w *world) dial(user string, to func(context.Context, string) (net.Conn, er
 }
 
 func (w *world) direct(ctx context.Context, addr string) (net.Conn, error) {
-	return w.toProduction(ctx, "tcp", addr)
+	return w.toProduction(ctx, proxy.Client{}, addr)
 }
 
 // look reads an account in both ways.

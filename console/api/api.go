@@ -48,6 +48,16 @@ type Status struct {
 	History  []Entry  `json:"history"`
 	CopyBack any      `json:"copy_back,omitempty"`
 	Problems []string `json:"problems,omitempty"`
+	Network  *Network `json:"network,omitempty"`
+}
+
+// Network is how the box stands in the wire.
+type Network struct {
+	Armed   bool   `json:"armed"`  // new connections come to the box
+	Fenced  bool   `json:"fenced"` // production is kept apart, or its address taken
+	Cable   bool   `json:"cable"`  // production's
+	MAC     string `json:"mac"`    // of production
+	Problem string `json:"problem,omitempty"`
 }
 
 // Health is the last probe of production.
@@ -78,6 +88,7 @@ type Order struct {
 	Accounts []string `json:"accounts,omitempty"`
 	Wait     bool     `json:"wait"`
 	DryRun   bool     `json:"dry_run"`
+	Off      bool     `json:"off,omitempty"` // of what can be on or off
 }
 
 // Answer is the outcome of an order.
@@ -101,6 +112,8 @@ type Service interface {
 	Sync(ctx context.Context, o Order) (Answer, error)
 	Acknowledge(ctx context.Context, o Order) (Answer, error)
 	Scrub(ctx context.Context, o Order) (Answer, error)
+	// Bypass has new connections go straight to production, or (Off) no more.
+	Bypass(ctx context.Context, o Order) (Answer, error)
 }
 
 // Handler serves a Service.
@@ -117,6 +130,7 @@ func Handler(s Service) http.Handler {
 	order(mux, "sync", s.Sync)
 	order(mux, "acknowledge", s.Acknowledge)
 	order(mux, "scrub", s.Scrub)
+	order(mux, "bypass", s.Bypass)
 	return mux
 }
 

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"reflect"
 	"strings"
 	"time"
@@ -48,6 +49,7 @@ type Config struct {
 	Mirror       Mirror        `toml:"mirror"`
 	Failover     Failover      `toml:"failover"`
 	Standby      Standby       `toml:"standby"`
+	Network      Network       `toml:"network"`
 }
 
 // Listen are the addresses that clients use.
@@ -132,6 +134,21 @@ type Standby struct {
 	VerifierLives Duration `toml:"verifier_lives" doc:"How long a verifier is believed after it was learned. 0: for ever."`
 }
 
+// Network says how the box stands in the network.
+type Network struct {
+	Mode      string   `toml:"mode" doc:"proxy: clients are pointed at the box; inline: the box is in the wire between production and the network, and nobody is reconfigured; one-arm: beside production, whose address it takes over in an outage."`
+	LAN       string   `toml:"lan" doc:"Interface towards the network (inline), or the only one (one-arm)."`
+	Server    string   `toml:"server" doc:"Interface that production is plugged into (inline)."`
+	Bridge    string   `toml:"bridge" doc:"Name of the bridge that is made of the two (inline)."`
+	Addresses []string `toml:"addresses" doc:"Addresses of production that clients use, IPv4 and IPv6."`
+	MAC       string   `toml:"mac" doc:"Hardware address of production. Empty: it is learned from its traffic, and remembered."`
+	Own       []string `toml:"own" doc:"Addresses of the box itself on the bridge, such as 192.0.2.9/24 (inline): by them it copies from production and reaches it while it is fenced."`
+	Gateway   string   `toml:"gateway" doc:"Router of the box itself. Empty: none, or as it is."`
+	Pass      []int    `toml:"pass" doc:"TCP ports of production that stay reachable while it is fenced (inline)."`
+	WhenDead  string   `toml:"when_dead" doc:"If the box's process dies in an outage: fenced (production stays apart until it runs again) or open (clients reach production, if it lives, which then lacks what the standby took)."`
+	Tap       string   `toml:"tap" doc:"Interface of a mirror port: what passes there is snooped on, without TLS only. Empty: none."`
+}
+
 // Default is the configuration before the file is read.
 func Default() Config {
 	return Config{
@@ -142,6 +159,7 @@ func Default() Config {
 		Failover: Failover{Mode: "confirm", Hold: Duration(time.Second), HoldSilent: Duration(45 * time.Second), Probe: Duration(time.Second),
 			ProbeTimeout: Duration(2 * time.Second), ReturnProbes: 5, Cooldown: Duration(10 * time.Minute), OwedAfter: Duration(11 * time.Minute)},
 		Standby: Standby{HoldFor: Duration(24 * time.Hour), Outbound: "hold", LearnLogins: true, VerifierLives: Duration(90 * 24 * time.Hour)},
+		Network: Network{Mode: "proxy", Bridge: "understudy0", Pass: []int{22}, WhenDead: "fenced"},
 	}
 }
 
@@ -213,6 +231,11 @@ func (c Config) check() error {
 	if c.Master.Password != "" && c.Master.PasswordFile != "" {
 		bad("master.password and master.password_file exclude each other")
 	}
+	one("network.mode", c.Network.Mode, "proxy", "inline", "one-arm")
+	one("network.when_dead", c.Network.WhenDead, "fenced", "open")
+	if c.Network.Mode != "proxy" {
+		c.checkWire(bad)
+	}
 	if c.Data == "" {
 		bad("data is missing")
 	}
@@ -220,6 +243,25 @@ func (c Config) check() error {
 		bad("mirror.streams, mirror.per_account and failover.return_probes must be at least 1")
 	}
 	return errors.Join(errs...)
+}
+
+// checkWire checks what the two ways into the wire need; the network's own
+// settings are checked where they are used.
+func (c Config) checkWire(bad func(string, ...any)) {
+	for key, v := range map[string]string{"listen.imap": c.Listen.IMAP, "listen.imaps": c.Listen.IMAPS, "listen.smtp": c.Listen.SMTP,
+		"listen.submission": c.Listen.Submission, "listen.submissions": c.Listen.Submissions} {
+		if host, _, err := net.SplitHostPort(v); v != "" && err == nil && host != "" {
+			bad("%s = %q: in network.mode %s it names production's port, such as \":143\"; its addresses are in network.addresses", key, v, c.Network.Mode)
+		}
+	}
+	for key, v := range map[string]string{"imap": c.Production.IMAP, "smtp": c.Production.SMTP, "submission": c.Production.Submission} {
+		if _, err := netip.ParseAddrPort(v); v != "" && err != nil {
+			bad("production.%s = %q: in network.mode %s write production's address, not a name", key, v, c.Network.Mode)
+		}
+	}
+	if c.Network.Mode == "one-arm" && c.Failover.Mode == "automatic" && len(c.Failover.FenceCommand) == 0 {
+		bad("network.mode = \"one-arm\" cannot keep production from answering: set failover.fence_command (power, switch port), or failover.mode = \"confirm\"")
+	}
 }
 
 // Describe prints the reference: every key with its default and meaning.

@@ -24,7 +24,7 @@ import (
 type Actor interface {
 	// Fence stops production from reaching clients, and the reverse.
 	Fence(ctx context.Context, epoch uint64) error
-	Unfence(ctx context.Context) error
+	Unfence(ctx context.Context, epoch uint64) error
 	// Sweep reads from production what is not yet in the replica, before a
 	// planned takeover, and CatchUp the rest of it, while sessions wait.
 	Sweep(ctx context.Context) error
@@ -264,7 +264,7 @@ func (k *Keeper) act(ctx context.Context, a failover.Action) {
 		k.long(ctx, a, failover.HandedBack, func(ctx context.Context) error { return actor.HandBack(ctx, k.block, k.unblock) })
 	case failover.LowerFence:
 		k.revoke(func(l *lease) bool { return l.standby }, boundary)
-		if err := actor.Unfence(ctx); err != nil {
+		if err := actor.Unfence(ctx, k.State().Epoch); err != nil {
 			k.opt.Log.Error("lower fence", "err", err)
 		}
 		actor.Protect()

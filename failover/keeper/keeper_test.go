@@ -39,7 +39,7 @@ func (s *site) step(ctx context.Context, name string) error {
 }
 
 func (s *site) Fence(ctx context.Context, _ uint64) error { return s.step(ctx, "fence") }
-func (s *site) Unfence(context.Context) error             { return nil }
+func (s *site) Unfence(context.Context, uint64) error     { return nil }
 func (s *site) Sweep(ctx context.Context) error           { return s.step(ctx, "sweep") }
 func (s *site) CatchUp(ctx context.Context) error         { return s.step(ctx, "catch up") }
 func (s *site) Replay(ctx context.Context) error          { return s.step(ctx, "replay") }

@@ -1,11 +1,11 @@
 package site
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"net/url"
 	"os"
 	"os/exec"
@@ -24,6 +24,7 @@ type Box struct {
 	Binary                 string
 	IMAP, SMTP, Submission string
 	Settings               map[string]string // "table.key" → value as in TOML, over the defaults of the lab
+	Host                   Host              // nil: this machine
 	site                   *Site
 	cmd                    *exec.Cmd
 	done                   chan struct{}
@@ -100,7 +101,7 @@ func (b *Box) Start(ctx context.Context) error {
 	defer func() { _ = log.Close() }()
 	b.cmd = exec.Command(b.Binary, "serve", "--config", b.Config())
 	b.cmd.Stdout, b.cmd.Stderr = log, log
-	if b.done, err = start(b.cmd); err != nil {
+	if b.done, err = start(b.Host, b.cmd); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
@@ -190,7 +191,17 @@ func (b *Box) WaitPhase(ctx context.Context, limit time.Duration, phases ...stri
 // Run runs a command of the binary.
 func (b *Box) Run(ctx context.Context, args ...string) (string, error) {
 	args = append(args[:1:1], append([]string{"--config", b.Config()}, args[1:]...)...)
-	out, err := exec.CommandContext(ctx, b.Binary, args...).CombinedOutput()
+	cmd := exec.CommandContext(ctx, b.Binary, args...)
+	var text bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &text, &text
+	done, err := start(b.Host, cmd)
+	if err == nil {
+		<-done
+		if !cmd.ProcessState.Success() {
+			err = errors.New(cmd.ProcessState.String())
+		}
+	}
+	out := text.Bytes()
 	if err != nil {
 		err = fmt.Errorf("understudy %s: %w: %s", strings.Join(args, " "), err, out)
 	}
@@ -199,7 +210,12 @@ func (b *Box) Run(ctx context.Context, args ...string) (string, error) {
 
 // Dial opens an IMAP connection and logs in with the user's own password.
 func Dial(ctx context.Context, addr, user string) (*imapc.Conn, error) {
-	conn, err := (&net.Dialer{Timeout: 20 * time.Second}).DialContext(ctx, "tcp", addr)
+	return DialFrom(ctx, nil, addr, user)
+}
+
+// DialFrom is Dial from a host.
+func DialFrom(ctx context.Context, h Host, addr, user string) (*imapc.Conn, error) {
+	conn, err := (&Site{Host: h}).dial(ctx, addr)
 	if err != nil {
 		return nil, err
 	}
@@ -216,5 +232,5 @@ func Dial(ctx context.Context, addr, user string) (*imapc.Conn, error) {
 
 // Direct opens a connection to production itself.
 func (s *Site) Direct(ctx context.Context, user string) (*imapc.Conn, error) {
-	return Dial(ctx, fmt.Sprintf("127.0.0.1:%d", s.IMAPPort), user)
+	return DialFrom(ctx, s.Host, fmt.Sprintf("127.0.0.1:%d", s.IMAPPort), user)
 }

@@ -30,9 +30,17 @@ const (
 	MasterPassword = "master-secret"
 )
 
+// Host is where a site runs, if not on this machine's loopback.
+type Host interface {
+	Start(c *exec.Cmd) error
+	Dial(ctx context.Context, addr string) (net.Conn, error)
+}
+
 // Site is one production server.
 type Site struct {
-	Sessions              int // that are served at a time; 0: as few as most tests need
+	Host                  Host     // nil: this machine
+	Addrs                 []string // of Host, that it listens on beside loopback
+	Sessions              int      // that are served at a time; 0: as few as most tests need
 	Dir                   string
 	IMAPPort, SMTPPort    int
 	SubmissionPort        int
@@ -81,6 +89,26 @@ func New(dir string, users []string, aliases map[string]string) (*Site, error) {
 		return nil, err
 	}
 	return s, s.write()
+}
+
+// Move has the site run on a host of its own, on the standard ports of its
+// addresses; call it before Start.
+func (s *Site) Move(h Host, addrs ...string) error {
+	s.Host, s.Addrs = h, addrs
+	s.IMAPPort, s.SMTPPort, s.SubmissionPort, s.LMTPPort = 143, 25, 587, 24
+	return s.write()
+}
+
+// Everywhere lists the addresses that Postfix listens on, as it writes them.
+func (s *Site) Everywhere() []string {
+	out := []string{"127.0.0.1"}
+	for _, a := range s.Addrs {
+		if strings.Contains(a, ":") {
+			a = "[" + a + "]"
+		}
+		out = append(out, a)
+	}
+	return out
 }
 
 // Replacement is an empty server with the same users on the same ports.
@@ -132,7 +160,7 @@ base_dir = {{.Dir}}/run
 state_dir = {{.Dir}}/state
 log_path = {{.Dir}}/dovecot.log
 protocols = imap lmtp
-listen = 127.0.0.1
+listen = 127.0.0.1{{range .Addrs}}, {{.}}{{end}}
 {{if .Cert}}ssl = required
 ssl_cert = <{{.Cert}}
 ssl_key = <{{.Key}}
@@ -216,8 +244,9 @@ mail_owner = postfix
 setgid_group = postdrop
 myhostname = mail.example.test
 mydestination =
-inet_interfaces = 127.0.0.1
-inet_protocols = ipv4
+inet_interfaces = {{if .Addrs}}all
+inet_protocols = all{{else}}127.0.0.1
+inet_protocols = ipv4{{end}}
 mynetworks = 127.0.0.99/32
 maillog_file = {{.Dir}}/postfix.log
 maillog_file_prefixes = /
@@ -249,11 +278,11 @@ alias_database =
 `
 
 const masterCf = `
-127.0.0.1:{{.SMTPPort}} inet n - n - - smtpd
-127.0.0.1:{{.SubmissionPort}} inet n - n - - smtpd
+{{range .Everywhere}}{{.}}:{{$.SMTPPort}} inet n - n - - smtpd
+{{.}}:{{$.SubmissionPort}} inet n - n - - smtpd
   -o smtpd_sasl_auth_enable=yes
   -o smtpd_relay_restrictions=permit_sasl_authenticated,reject
-pickup    unix n - n 60 1 pickup
+{{end}}pickup    unix n - n 60 1 pickup
 cleanup   unix n - n - 0 cleanup
 qmgr      unix n - n 1 1 qmgr
 rewrite   unix - - n - - trivial-rewrite
@@ -324,12 +353,12 @@ func (s *Site) StartPostfix(ctx context.Context) error {
 	_ = os.Remove(filepath.Join(s.Dir, "pfdata/master.lock"))
 	s.postfix = exec.Command("/usr/lib/postfix/sbin/master", "-c", filepath.Join(s.Dir, "pf"), "-d")
 	s.postfix.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	done, err := start(s.postfix)
+	done, err := s.start(s.postfix)
 	if err != nil {
 		return err
 	}
 	s.postDone = done
-	return waitPort(ctx, s.SMTPPort, "220")
+	return s.waitPort(ctx, s.SMTPPort, "220")
 }
 
 // StartDovecot starts Dovecot.
@@ -337,16 +366,22 @@ func (s *Site) StartDovecot(ctx context.Context) error {
 	_ = os.Remove(filepath.Join(s.Dir, "run/master.pid"))
 	s.dovecot = exec.Command("dovecot", "-F", "-c", filepath.Join(s.Dir, "dovecot.conf"))
 	s.dovecot.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	done, err := start(s.dovecot)
+	done, err := s.start(s.dovecot)
 	if err != nil {
 		return err
 	}
 	s.dovecotDone = done
-	return waitPort(ctx, s.IMAPPort, "* OK")
+	return s.waitPort(ctx, s.IMAPPort, "* OK")
 }
 
-func start(c *exec.Cmd) (chan struct{}, error) {
-	if err := c.Start(); err != nil {
+func (s *Site) start(c *exec.Cmd) (chan struct{}, error) { return start(s.Host, c) }
+
+func start(h Host, c *exec.Cmd) (chan struct{}, error) {
+	run := c.Start
+	if h != nil {
+		run = func() error { return h.Start(c) }
+	}
+	if err := run(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", c.Path, err)
 	}
 	done := make(chan struct{})
@@ -354,11 +389,11 @@ func start(c *exec.Cmd) (chan struct{}, error) {
 	return done, nil
 }
 
-func waitPort(ctx context.Context, port int, greeting string) error {
+func (s *Site) waitPort(ctx context.Context, port int, greeting string) error {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
 	for {
-		conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		conn, err := s.dial(ctx, fmt.Sprintf("127.0.0.1:%d", port))
 		if err == nil {
 			b := make([]byte, 64)
 			_ = conn.SetReadDeadline(time.Now().Add(5 * time.Second))
@@ -374,6 +409,13 @@ func waitPort(ctx context.Context, port int, greeting string) error {
 			return fmt.Errorf("port %d did not answer in time (%v)", port, err)
 		}
 	}
+}
+
+func (s *Site) dial(ctx context.Context, addr string) (net.Conn, error) {
+	if s.Host != nil {
+		return s.Host.Dial(ctx, addr)
+	}
+	return (&net.Dialer{Timeout: 20 * time.Second}).DialContext(ctx, "tcp", addr)
 }
 
 // family returns a process and all its descendants.
@@ -476,7 +518,16 @@ func (s *Site) Stop() {
 // Doveadm runs doveadm on the site.
 func (s *Site) Doveadm(args ...string) (string, error) {
 	cmd := exec.Command("doveadm", append([]string{"-c", filepath.Join(s.Dir, "dovecot.conf")}, args...)...)
-	out, err := cmd.CombinedOutput()
+	var b bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &b, &b
+	done, err := s.start(cmd)
+	if err == nil {
+		<-done
+		if !cmd.ProcessState.Success() {
+			err = errors.New(cmd.ProcessState.String())
+		}
+	}
+	out := b.Bytes()
 	if err != nil {
 		err = fmt.Errorf("doveadm %s: %w: %s", strings.Join(args, " "), err, out)
 	}

@@ -1,0 +1,501 @@
+package inline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sync/errgroup"
+)
+
+// Options of Open.
+type Options struct {
+	Site Site
+	// Memory is the file with what outlives the process: production's address,
+	// and whether it is fenced.
+	Memory string
+	// Open: a fence ends with the process, so that production can be reached if
+	// the box dies in an outage. Else it stays.
+	Open bool
+	// Absent reports that production does not answer for its address, so that
+	// the box has to.
+	Absent func() bool
+	// Link hears when production's cable goes and comes.
+	Link func(up bool)
+	Log  *slog.Logger
+}
+
+// Wire is the box in the wire.
+type Wire struct {
+	opt      Options
+	owner    *owner
+	lan, srv *packets // srv is nil beside production
+	tagged   *packets
+
+	mu      sync.Mutex // holds the parts below, and every change of the kernel's configuration
+	site    Site
+	memory  memory
+	armed   bool
+	taken   bool // one-arm: the address is here
+	gives   int  // one-arm: how often it is still announced that it is not
+	problem string
+	lanMAC  net.HardwareAddr
+
+	contested chan struct{} // one-arm: production spoke with the address that is taken
+	groups    net.PacketConn
+	down      atomic.Bool // production's cable
+	listeners []net.Listener
+	hosts     hosts
+}
+
+// beatEvery is how often what is armed is renewed.
+const beatEvery = 500 * time.Millisecond
+
+// Open puts the box into the wire, as far as that can be done without
+// production: with the fence that was up when the last process ended. Nothing
+// is diverted before Arm.
+func Open(ctx context.Context, o Options) (*Wire, error) {
+	w := &Wire{opt: o, site: o.Site, contested: make(chan struct{}, 1), hosts: hosts{at: map[netip.Addr]net.HardwareAddr{}, asked: map[netip.Addr]asker{}}}
+	if w.opt.Absent == nil {
+		w.opt.Absent = func() bool { return false }
+	}
+	if w.opt.Link == nil {
+		w.opt.Link = func(bool) {}
+	}
+	if err := w.site.Check(); err != nil {
+		return nil, err
+	}
+	var err error
+	if w.memory, err = Remember(o.Memory, &w.site); err != nil {
+		return nil, err
+	}
+	if w.lanMAC, err = LinkMAC(w.site.LAN); err != nil {
+		return nil, err
+	}
+	w.site.BridgeMAC = w.lanMAC
+	if err := w.open(ctx); err != nil {
+		return nil, errors.Join(err, w.Close())
+	}
+	return w, nil
+}
+
+func (w *Wire) open(ctx context.Context) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.opt.Open || w.site.OneArm {
+		w.site.Fenced = false // until it is raised again
+	}
+	if err := w.apply(); err != nil {
+		return err
+	}
+	var err error
+	if w.lan, err = openPackets(w.site.LAN, neighbourFilter()); err != nil {
+		return err
+	}
+	if !w.site.OneArm {
+		if w.srv, err = openPackets(w.site.Server, neighbourFilter()); err != nil {
+			return err
+		}
+		if w.tagged, err = openPackets(w.site.Server, taggedFilter()); err != nil {
+			return err
+		}
+	}
+	if slices.ContainsFunc(w.site.Addrs, netip.Addr.Is6) {
+		if w.groups, err = join(w.site.device(), w.site.Addrs); err != nil {
+			return err
+		}
+	}
+	if w.owner, err = newOwner(); err != nil {
+		return err
+	}
+	if !w.site.OneArm {
+		if err := w.owner.make(w.site.bridgeTable()); err != nil {
+			return err
+		}
+	}
+	return w.listen(ctx)
+}
+
+// listen opens the listeners and hands diverted packets to them.
+func (w *Wire) listen(ctx context.Context) error {
+	for i := range w.site.Ports {
+		p := &w.site.Ports[i]
+		for _, v6 := range []bool{false, true} {
+			if !slices.ContainsFunc(w.site.Addrs, func(a netip.Addr) bool { return a.Is6() == v6 }) {
+				continue
+			}
+			l, at, err := listen(ctx, v6)
+			if err != nil {
+				return err
+			}
+			w.listeners = append(w.listeners, named{l, p.Name})
+			if v6 {
+				p.V6 = at
+			} else {
+				p.V4 = at
+			}
+		}
+	}
+	return w.owner.make(w.site.inetTable(w.site.device()))
+}
+
+// named is a listener with the name of its port.
+type named struct {
+	net.Listener
+	name string
+}
+
+// Listeners are the sockets for a port's diverted connections.
+func (w *Wire) Listeners(name string) []net.Listener {
+	var out []net.Listener
+	for _, l := range w.listeners {
+		if l.(named).name == name {
+			out = append(out, l)
+		}
+	}
+	return out
+}
+
+// apply brings the kernel to what is desired. mu is held.
+func (w *Wire) apply() error {
+	s := w.kernel()
+	steps, err := s.Plan()
+	if err != nil {
+		return err
+	}
+	for _, st := range steps {
+		w.opt.Log.Info("network", "op", st.Op, "what", st.What.id())
+	}
+	return Run(steps)
+}
+
+// kernel is the site as the kernel has to have it: a fence that ends with the
+// process is not there.
+func (w *Wire) kernel() Site {
+	s := w.site
+	s.Fenced = s.Fenced && !w.opt.Open
+	return s
+}
+
+// Run keeps the wire until ctx ends, and then has new connections go straight
+// to production.
+func (w *Wire) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return w.keep(ctx) })
+	g.Go(func() error { return w.neighbours(ctx, w.lan, w.onLAN) })
+	if w.srv != nil {
+		g.Go(func() error { return w.neighbours(ctx, w.srv, w.onServer) })
+		g.Go(func() error { return w.watchTags(ctx) })
+		g.Go(func() error { return w.watchLink(ctx) })
+	}
+	g.Go(func() error { w.learn(ctx); return nil })
+	if w.site.OneArm {
+		g.Go(func() error { return w.defend(ctx) })
+	}
+	return g.Wait()
+}
+
+func (w *Wire) keep(ctx context.Context) error {
+	beat := time.NewTicker(beatEvery)
+	defer beat.Stop()
+	for n := 1; ; n++ {
+		select {
+		case <-beat.C:
+		case <-ctx.Done():
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.armed = false
+			return w.beat()
+		}
+		w.mu.Lock()
+		err := w.beat()
+		if n%10 == 0 && err == nil {
+			err = w.apply()
+		}
+		w.mu.Unlock()
+		if err != nil {
+			w.opt.Log.Error("keep the wire", "err", err)
+		}
+	}
+}
+
+// beat renews what is armed. mu is held.
+func (w *Wire) beat() error {
+	if w.site.OneArm {
+		return nil
+	}
+	var services []netip.AddrPort
+	if w.armed && w.site.MAC != nil {
+		for _, a := range w.site.Addrs {
+			for _, p := range w.site.Ports {
+				services = append(services, netip.AddrPortFrom(a, p.Port))
+			}
+		}
+	}
+	return w.owner.beat(services, w.site.Fenced, heartbeatOK)
+}
+
+// Arm has new connections to the mail ports come to the box, or not. Those that
+// are open stay where they are.
+func (w *Wire) Arm(on bool) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !on && w.site.Fenced {
+		return errors.New("production is fenced: connections cannot go straight to it before the hand-back")
+	}
+	w.armed = on
+	return w.beat()
+}
+
+// Fence keeps production and its clients apart. It is noted on disk first, and
+// stays when the process dies.
+func (w *Wire) Fence(epoch uint64) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.site.OneArm {
+		return w.take(epoch)
+	}
+	w.site.Fenced = true
+	if err := w.save(epoch); err != nil {
+		return err
+	}
+	if err := w.apply(); err != nil {
+		return err
+	}
+	if w.opt.Open {
+		if err := w.owner.remake(w.site.fenceTable()); err != nil {
+			return err
+		}
+	}
+	if err := w.pass(true); err != nil {
+		w.opt.Log.Error("let other ports through the fence", "err", err)
+	}
+	return w.beat()
+}
+
+// pass makes or removes the table of what passes the fence. mu is held.
+func (w *Wire) pass(on bool) error {
+	if w.site.MAC == nil || len(w.site.Pass) == 0 {
+		return nil
+	}
+	lan, err1 := net.InterfaceByName(w.site.LAN)
+	srv, err2 := net.InterfaceByName(w.site.Server)
+	if err := errors.Join(err1, err2); err != nil {
+		return err
+	}
+	return keep(w.site.passTable(lan.Index, srv.Index)).set(!on)
+}
+
+// Release lets production and its clients talk again, and tells the network
+// where it is.
+func (w *Wire) Release(epoch uint64) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.site.OneArm {
+		return w.giveBack(epoch)
+	}
+	was := w.site.Fenced
+	w.site.Fenced = false
+	if w.site.NewMAC != nil {
+		w.site.MAC, w.site.NewMAC = w.site.NewMAC, nil
+	}
+	if err := w.pass(false); err != nil {
+		return err
+	}
+	if w.opt.Open {
+		if err := w.owner.drop(w.site.fenceTable()); err != nil {
+			return err
+		}
+	}
+	if err := w.apply(); err != nil {
+		return err
+	}
+	if err := w.save(epoch); err != nil {
+		return err
+	}
+	if was {
+		w.announce()
+	}
+	return w.beat()
+}
+
+// announce tells the network where production is. mu is held.
+func (w *Wire) announce() {
+	for _, a := range w.site.Addrs {
+		if w.site.MAC != nil {
+			w.send(w.lan, claim(w.site.MAC, w.site.MAC, a, nil, netip.Addr{}))
+		}
+	}
+}
+
+func (w *Wire) send(p *packets, frame []byte) {
+	if _, err := p.Write(frame); err != nil {
+		w.opt.Log.Debug("send frame", "on", p.Name(), "err", err)
+	}
+}
+
+// ErrLink means that production's cable is out.
+var ErrLink = errors.New("production's cable is out")
+
+// Dial connects to production as a client, on the address that the client
+// used, or as the box itself if client is unset.
+func (w *Wire) Dial(ctx context.Context, client netip.AddrPort, to netip.AddrPort) (net.Conn, error) {
+	if w.down.Load() {
+		return nil, fmt.Errorf("dial %s: %w", to, ErrLink)
+	}
+	if client.IsValid() {
+		return dialAs(ctx, client, to)
+	}
+	d := net.Dialer{}
+	d.SetMultipathTCP(false)
+	return d.DialContext(ctx, "tcp", to.String())
+}
+
+// State is what the wire is like, for people.
+type State struct {
+	Armed   bool // new connections come to the box
+	Fenced  bool // production is kept apart, or its address taken
+	Cable   bool // production's
+	MAC     string
+	Problem string
+}
+
+// State tells what the wire is like.
+func (w *Wire) State() State {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	s := State{Armed: w.armed && (w.site.MAC != nil || w.site.OneArm), Fenced: w.site.Fenced || w.taken, Cable: !w.down.Load(), Problem: w.problem, MAC: w.site.reach().String()}
+	if w.site.MAC == nil && s.Problem == "" {
+		s.Problem = "production's hardware address is not known yet: it has not been seen on " + w.site.Server + "; until then nothing is diverted (network.mac tells it)"
+	}
+	return s
+}
+
+// watchLink hears of the cable.
+func (w *Wire) watchLink(ctx context.Context) error {
+	ch, done := make(chan netlink.LinkUpdate), make(chan struct{})
+	if err := netlink.LinkSubscribeWithOptions(ch, done, netlink.LinkSubscribeOptions{ListExisting: true}); err != nil {
+		return fmt.Errorf("watch links: %w", err)
+	}
+	defer close(done)
+	for {
+		select {
+		case u, ok := <-ch:
+			if !ok {
+				return errors.New("watch links: the kernel ended it")
+			}
+			const running = 0x40 // IFF_RUNNING: there is a carrier
+			if u.Attrs().Name != w.site.Server {
+				continue
+			}
+			if down := u.IfInfomsg.Flags&running == 0; down != w.down.Swap(down) {
+				w.opt.Log.Info("production's cable", "up", !down)
+				w.opt.Link(!down)
+			}
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// watchTags finds out whether production's frames carry VLAN tags, which are not
+// diverted.
+func (w *Wire) watchTags(ctx context.Context) error {
+	return w.read(ctx, w.tagged, func([]byte) {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if w.problem == "" {
+			w.problem = "frames on " + w.site.Server + " carry VLAN tags: they pass, but are not diverted. Put the box where production's traffic is untagged"
+			w.opt.Log.Error("network", "problem", w.problem)
+		}
+	})
+}
+
+// read hands every frame of a socket to f.
+func (w *Wire) read(ctx context.Context, p *packets, f func([]byte)) error {
+	defer context.AfterFunc(ctx, func() { _ = p.SetReadDeadline(time.Unix(1, 0)) })()
+	buf := make([]byte, 4096)
+	for {
+		n, err := p.Read(buf)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err != nil && !errors.Is(err, os.ErrClosed):
+			// The interface went down, or the like.
+			select {
+			case <-time.After(100 * time.Millisecond):
+			case <-ctx.Done():
+				return nil
+			}
+		case err != nil:
+			return err
+		default:
+			f(buf[:n])
+		}
+	}
+}
+
+// Close ends it. What is fenced stays fenced.
+func (w *Wire) Close() error {
+	var errs []error
+	if w.owner != nil {
+		errs = append(errs, w.owner.close())
+	}
+	if w.groups != nil {
+		errs = append(errs, w.groups.Close())
+	}
+	for _, l := range w.listeners {
+		if err := l.Close(); !errors.Is(err, net.ErrClosed) {
+			errs = append(errs, err)
+		}
+	}
+	for _, p := range []*packets{w.lan, w.srv, w.tagged} {
+		if p != nil {
+			errs = append(errs, p.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// fenceTable is a fence that ends with the process.
+func (s Site) fenceTable() table {
+	return table{family: nftables.TableFamilyBridge, name: tableName + "_fence", owned: true, chains: []chain{{name: "forward", hook: "forward", num: nftables.ChainHookForward, prio: -300,
+		rules: []rule{{iif(s.Server), drop()}, {oif(s.Server), drop()}}}}}
+}
+
+// PlanFor is what would be done to bring the wire about, or to take it away,
+// and the tables that a running process adds.
+func PlanFor(s Site, memory string, away bool) (steps []Step, owned string, err error) {
+	if _, err := Remember(memory, &s); err != nil {
+		return nil, "", err
+	}
+	if s.BridgeMAC, err = LinkMAC(s.LAN); err != nil {
+		return nil, "", err
+	}
+	if away {
+		if s.Fenced && !s.OneArm {
+			return nil, "", errors.New("production is fenced: without the bridge it would answer clients again, without what the standby took. Hand back first (`understudy handback`)")
+		}
+		steps, err = s.PlanRemoval()
+	} else {
+		steps, err = s.Plan()
+	}
+	tables := []table{s.inetTable(s.device())}
+	if !s.OneArm {
+		tables = append(tables, s.bridgeTable())
+	}
+	for _, t := range tables {
+		owned += t.String() + "\n"
+	}
+	return steps, owned, err
+}

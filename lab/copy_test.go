@@ -82,7 +82,9 @@ func same(t *testing.T, s *site.Site, b *site.Box, user string, limit time.Durat
 	t.Helper()
 	end := time.Now().Add(limit)
 	for {
-		want := fingerprint(t, direct(s), user)
+		c := must(s.Direct(t.Context(), user))(t)
+		want := must(site.Take(c))(t)
+		c.Close()
 		got := must(b.Replica(t.Context(), user))(t)
 		diff := want.Diff(got)
 		if diff == "" {

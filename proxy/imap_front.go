@@ -331,6 +331,24 @@ func (p *Proxy) Greet(g Greeting) {
 	}
 }
 
+// Introduce asks production how it greets, so that already the first client is
+// greeted alike. It does nothing if that is known.
+func (p *Proxy) Introduce(ctx context.Context) error {
+	p.banner.mu.RLock()
+	known := p.banner.imapText != unknownText
+	p.banner.mu.RUnlock()
+	if known {
+		return nil
+	}
+	up, err := p.opt.Target.IMAP.dialIMAP(ctx, Client{})
+	if err != nil {
+		return err
+	}
+	p.learnBanner(up)
+	_, err = io.WriteString(up, "U9 LOGOUT\r\n")
+	return errors.Join(err, up.Close())
+}
+
 // Greeting returns what was learned, to be kept.
 func (p *Proxy) Greeting() Greeting {
 	p.banner.mu.RLock()

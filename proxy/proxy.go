@@ -212,6 +212,9 @@ type Proxy struct {
 	banner banner
 }
 
+// unknownText is how clients are greeted while production's way is not known.
+const unknownText = "ready."
+
 // banner is what production says of itself, learned from its sessions.
 type banner struct {
 	mu       sync.RWMutex
@@ -238,7 +241,7 @@ func New(o Options) (*Proxy, error) {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	p := &Proxy{opt: o, slots: make(chan struct{}, o.MaxSessions), again: make(chan struct{}, 64), turns: make(chan struct{}, 16)}
-	p.banner.imapText = "ready."
+	p.banner.imapText = unknownText
 	p.banner.caps = o.Caps
 	p.banner.authCaps = []string{"AUTH=PLAIN", "AUTH=LOGIN"}
 	return p, nil

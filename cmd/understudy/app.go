@@ -381,6 +381,7 @@ func (a *app) chores(ctx context.Context) error {
 	defer tick.Stop()
 	slow := time.Now()
 	var told proxy.Greeting
+	introduced := false
 	for {
 		select {
 		case <-ctx.Done():
@@ -390,6 +391,11 @@ func (a *app) chores(ctx context.Context) error {
 		phase := a.keeper.State().Phase
 		if phase == failover.Seeding && a.mirror.Seeded() {
 			a.keeper.Tell(failover.Happened{Event: failover.Seeded})
+		}
+		if !introduced && (phase == failover.Seeding || phase == failover.Protecting) {
+			intro, cancel := context.WithTimeout(ctx, a.cfg.Failover.ProbeTimeout.D())
+			introduced = a.proxy.Introduce(intro) == nil
+			cancel()
 		}
 		if time.Since(slow) < 5*time.Second {
 			continue

@@ -332,3 +332,12 @@ func (h *Host) Send(name string, frame []byte) error {
 		return unix.Sendto(fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: ifi.Index})
 	})
 }
+
+// Unplug removes an interface of the host, and with it its routes.
+func (h *Host) Unplug(name string) error {
+	l, err := h.nl.LinkByName(name)
+	if err != nil {
+		return err
+	}
+	return h.nl.LinkDel(l)
+}

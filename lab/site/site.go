@@ -271,6 +271,7 @@ smtpd_tls_key_file = {{.Key}}
 minimal_backoff_time = 1s
 maximal_backoff_time = 2s
 queue_run_delay = 1s
+smtpd_error_sleep_time = 0
 default_process_limit = {{if .Sessions}}400{{else}}100{{end}}
 lmtp_destination_concurrency_limit = 20
 alias_maps =

@@ -135,7 +135,7 @@ func (w *Wire) found(mac net.HardwareAddr) {
 	if bytes.Equal(mac, w.site.reach()) || bytes.Equal(mac, w.lanMAC) {
 		return
 	}
-	w.opt.Log.Info("production's hardware address", "mac", mac, "before", w.site.reach())
+	w.opt.Log.Info("production's hardware address", "mac", mac.String(), "before", w.site.reach().String())
 	switch {
 	case w.site.Fenced && w.site.MAC != nil:
 		// The network knows the old one until the fence is lowered.
@@ -161,22 +161,22 @@ func (w *Wire) found(mac net.HardwareAddr) {
 	}
 }
 
-// learn asks production where it is until it is known.
+// learn asks production where it is, until it is known, and while it does not
+// answer: it may be another machine by now, that has not said so.
 func (w *Wire) learn(ctx context.Context) {
+	p := w.srv
+	if p == nil {
+		p = w.lan
+	}
 	for {
 		w.mu.Lock()
-		known := w.site.MAC != nil
+		need := w.site.MAC == nil || w.site.Fenced
 		w.mu.Unlock()
-		if known {
-			return
-		}
-		p := w.srv
-		if p == nil {
-			p = w.lan
-		}
-		for _, a := range w.opt.Site.Addrs {
-			if from, ok := w.ownAddr(a); ok {
-				w.send(p, ask(w.lanMAC, from, a))
+		if need || w.opt.Absent() {
+			for _, a := range w.opt.Site.Addrs {
+				if from, ok := w.ownAddr(a); ok {
+					w.send(p, ask(w.lanMAC, from, a))
+				}
 			}
 		}
 		select {

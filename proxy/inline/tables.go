@@ -20,7 +20,7 @@ const (
 	flowLives   = time.Hour   // of a connection without packets
 	synLives    = time.Minute // of one that never carried data
 	macLives    = 3 * time.Hour
-	heartbeatOK = 2 * time.Second // after the last heartbeat new connections go straight to production
+	heartbeatOK = 1800 * time.Millisecond // after the last heartbeat new connections go straight to production
 )
 
 // elements of a set of address and port.

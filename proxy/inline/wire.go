@@ -174,7 +174,7 @@ func (w *Wire) apply() error {
 		return err
 	}
 	for _, st := range steps {
-		w.opt.Log.Info("network", "op", st.Op, "what", st.What.id())
+		w.opt.Log.Info("network", "op", st.Op, "what", st.What.String())
 	}
 	return Run(steps)
 }

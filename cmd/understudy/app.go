@@ -303,7 +303,8 @@ func (a *app) run(ctx context.Context, ready func(map[string]string)) error {
 	a.work(ctx, g)
 	if a.wire != nil {
 		g.Go(func() error { return a.wire.Run(ctx) })
-		if err := a.wire.Arm(true); err != nil {
+		// Beside production nothing comes here but in an outage, or by order.
+		if err := a.wire.Arm(a.cfg.Network.Mode == "inline"); err != nil && a.cfg.Network.Mode == "inline" {
 			return err
 		}
 	}

@@ -127,19 +127,7 @@ func (h *Host) Switch(ports ...string) error {
 	la := netlink.NewLinkAttrs()
 	la.Name = "switch"
 	br := &netlink.Bridge{LinkAttrs: la, MulticastSnooping: &off}
-	if err := h.nl.LinkAdd(br); err != nil {
-		return err
-	}
-	for _, p := range ports {
-		l, err := h.nl.LinkByName(p)
-		if err != nil {
-			return err
-		}
-		if err := h.nl.LinkSetMaster(l, br); err != nil {
-			return err
-		}
-	}
-	return h.nl.LinkSetUp(br)
+	return errors.Join(h.nl.LinkAdd(br), h.Join(ports...), h.nl.LinkSetUp(br))
 }
 
 // Addr gives an interface addresses; dad: IPv6 ones are tried for duplicates.
@@ -340,4 +328,31 @@ func (h *Host) Unplug(name string) error {
 		return err
 	}
 	return h.nl.LinkDel(l)
+}
+
+// MTU sets the longest packet that leaves by an interface.
+func (h *Host) MTU(name string, bytes int) error {
+	l, err := h.nl.LinkByName(name)
+	if err != nil {
+		return err
+	}
+	return h.nl.LinkSetMTU(l, bytes)
+}
+
+// Join plugs interfaces into the host's switch.
+func (h *Host) Join(ports ...string) error {
+	br, err := h.nl.LinkByName("switch")
+	if err != nil {
+		return err
+	}
+	for _, p := range ports {
+		l, err := h.nl.LinkByName(p)
+		if err != nil {
+			return err
+		}
+		if err := h.nl.LinkSetMaster(l, br); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -22,6 +22,22 @@ func LinkMAC(name string) (net.HardwareAddr, error) {
 	return l.Attrs().HardwareAddr, nil
 }
 
+// linkAddrs returns the addresses of an interface.
+func linkAddrs(name string) ([]netip.Prefix, error) {
+	l, err := netlink.LinkByName(name)
+	if err != nil {
+		return nil, fmt.Errorf("interface %s: %w", name, err)
+	}
+	list, err := netlink.AddrList(l, netlink.FAMILY_ALL)
+	var out []netip.Prefix
+	for _, a := range list {
+		if p, ok := prefix(a.IPNet); ok {
+			out = append(out, p)
+		}
+	}
+	return out, err
+}
+
 func sysctlPath(name string) string {
 	// A dot within an interface's name is a slash in sysctl's notation.
 	return "/proc/sys/" + strings.ReplaceAll(name, ".", "/")
@@ -85,12 +101,12 @@ func (s Site) observeBridge(add func(item)) error {
 	if br.Attrs().Flags&net.FlagUp != 0 {
 		add(upItem{s.Bridge})
 	}
-	addrs, err := netlink.AddrList(br, netlink.FAMILY_ALL)
+	addrs, err := linkAddrs(s.Bridge)
 	if err != nil {
-		return fmt.Errorf("addresses of %s: %w", s.Bridge, err)
+		return err
 	}
-	for _, a := range addrs {
-		if p, ok := prefix(a.IPNet); ok && !p.Addr().IsLinkLocalUnicast() {
+	for _, p := range addrs {
+		if !p.Addr().IsLinkLocalUnicast() {
 			add(addrItem{s.Bridge, p})
 		}
 	}

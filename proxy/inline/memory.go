@@ -44,7 +44,7 @@ func Remember(path string, s *Site) (memory, error) {
 
 // save writes what is so now. mu is held.
 func (w *Wire) save(epoch uint64) error {
-	m := memory{Fenced: w.site.Fenced || w.taken, Epoch: epoch}
+	m := memory{Fenced: w.site.Fenced, Epoch: epoch}
 	if w.site.MAC != nil {
 		m.MAC = w.site.MAC.String()
 	}

@@ -18,18 +18,14 @@ import (
 // by telling the network that it is at the box's hardware address, and gives it
 // back the same way. It cannot keep production from speaking.
 
+// taken reports whether the address is here: in an outage, or because it was
+// ordered, so that the box sees traffic and learns passwords. mu is held.
+func (w *Wire) taken() bool { return w.site.OneArm && (w.site.Fenced || w.armed) }
+
 // take takes the address. It is announced to all once; after that to each known
 // host alone: production may come back, and a host that hears its own address
 // from somebody else while it starts (RFC 5227, RFC 4862) gives it up. mu is held.
-func (w *Wire) take(epoch uint64) error {
-	if w.taken {
-		return nil
-	}
-	w.taken = true
-	if err := w.save(epoch); err != nil {
-		w.taken = false
-		return err
-	}
+func (w *Wire) take() error {
 	if w.site.MAC != nil {
 		ifi, err := net.InterfaceByName(w.site.LAN)
 		if err == nil {
@@ -47,18 +43,24 @@ func (w *Wire) take(epoch uint64) error {
 }
 
 // giveBack says that the address is production's. mu is held.
-func (w *Wire) giveBack(epoch uint64) error {
-	was := w.taken
-	w.taken = false
-	if err := w.save(epoch); err != nil {
-		return err
-	}
-	if !was {
-		return nil
-	}
+func (w *Wire) giveBack() error {
 	w.gives = 3
 	w.give()
 	return w.owner.drop(w.site.bounceTable(0, w.lanMAC))
+}
+
+// turn takes the address or gives it back, if what is wanted has changed. mu is
+// held.
+func (w *Wire) turn(change func()) error {
+	before := w.taken()
+	change()
+	switch now := w.taken(); {
+	case now && !before:
+		return w.take()
+	case before && !now:
+		return w.giveBack()
+	}
+	return nil
 }
 
 // give announces production. The frames bear the box's own address, or switches
@@ -106,7 +108,7 @@ func (w *Wire) defend(ctx context.Context) error {
 		}
 		w.mu.Lock()
 		switch {
-		case w.taken:
+		case w.taken():
 			w.tellAll(w.lanMAC)
 		case w.gives > 0:
 			w.give()
@@ -133,7 +135,7 @@ func (w *Wire) onSegment(n neighbour) {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if !w.taken || !n.ask || !w.ours(n.target) || bytes.Equal(n.etherSrc, w.site.MAC) {
+	if !w.taken() || !n.ask || !w.ours(n.target) || bytes.Equal(n.etherSrc, w.site.MAC) {
 		return
 	}
 	if n.from.IsUnspecified() && w.site.MAC == nil {

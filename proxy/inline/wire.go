@@ -46,7 +46,6 @@ type Wire struct {
 	site    Site
 	memory  memory
 	armed   bool
-	taken   bool // one-arm: the address is here
 	gives   int  // one-arm: how often it is still announced that it is not
 	problem string
 	lanMAC  net.HardwareAddr
@@ -83,6 +82,11 @@ func Open(ctx context.Context, o Options) (*Wire, error) {
 		return nil, err
 	}
 	w.site.BridgeMAC = w.lanMAC
+	if w.site.OneArm {
+		if w.opt.Site.Own, err = linkAddrs(w.site.LAN); err != nil {
+			return nil, err
+		}
+	}
 	if err := w.open(ctx); err != nil {
 		return nil, errors.Join(err, w.Close())
 	}
@@ -214,8 +218,7 @@ func (w *Wire) keep(ctx context.Context) error {
 		case <-ctx.Done():
 			w.mu.Lock()
 			defer w.mu.Unlock()
-			w.armed = false
-			return w.beat()
+			return errors.Join(w.turn(func() { w.armed = false }), w.beat())
 		}
 		w.mu.Lock()
 		err := w.beat()
@@ -246,15 +249,15 @@ func (w *Wire) beat() error {
 }
 
 // Arm has new connections to the mail ports come to the box, or not. Those that
-// are open stay where they are.
+// are open stay where they are; but beside production the address moves as a
+// whole, and open connections break.
 func (w *Wire) Arm(on bool) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if !on && w.site.Fenced {
 		return errors.New("production is fenced: connections cannot go straight to it before the hand-back")
 	}
-	w.armed = on
-	return w.beat()
+	return errors.Join(w.turn(func() { w.armed = on }), w.beat())
 }
 
 // Fence keeps production and its clients apart. It is noted on disk first, and
@@ -262,11 +265,13 @@ func (w *Wire) Arm(on bool) error {
 func (w *Wire) Fence(epoch uint64) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.site.OneArm {
-		return w.take(epoch)
-	}
+	was := w.site.Fenced
 	w.site.Fenced = true
-	if err := w.save(epoch); err != nil {
+	err := w.save(epoch)
+	if w.site.Fenced = was; err != nil {
+		return err
+	}
+	if err := w.turn(func() { w.site.Fenced = true }); err != nil || w.site.OneArm {
 		return err
 	}
 	if err := w.apply(); err != nil {
@@ -301,11 +306,13 @@ func (w *Wire) pass(on bool) error {
 func (w *Wire) Release(epoch uint64) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.site.OneArm {
-		return w.giveBack(epoch)
-	}
 	was := w.site.Fenced
-	w.site.Fenced = false
+	if err := w.turn(func() { w.site.Fenced = false }); err != nil {
+		return err
+	}
+	if w.site.OneArm {
+		return w.save(epoch)
+	}
 	if w.site.NewMAC != nil {
 		w.site.MAC, w.site.NewMAC = w.site.NewMAC, nil
 	}
@@ -374,7 +381,7 @@ type State struct {
 func (w *Wire) State() State {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	s := State{Armed: w.armed && (w.site.MAC != nil || w.site.OneArm), Fenced: w.site.Fenced || w.taken, Cable: !w.down.Load(), Problem: w.problem, MAC: w.site.reach().String()}
+	s := State{Armed: w.armed && w.site.MAC != nil, Fenced: w.site.Fenced, Cable: !w.down.Load(), Problem: w.problem, MAC: w.site.reach().String()}
 	if w.site.MAC == nil && s.Problem == "" {
 		s.Problem = "production's hardware address is not known yet: it has not been seen on " + w.site.Server + "; until then nothing is diverted (network.mac tells it)"
 	}

@@ -46,7 +46,7 @@ type Wire struct {
 	site    Site
 	memory  memory
 	armed   bool
-	gives   int  // one-arm: how often it is still announced that it is not
+	gives   int // one-arm: how often it is still announced that it is not
 	problem string
 	lanMAC  net.HardwareAddr
 

@@ -25,6 +25,7 @@ var allowed = map[string][]string{
 	"snoop/smtpwire":        {},
 	"snoop/imapsession":     {"snoop/imapwire"},
 	"snoop":                 {"snoop/imapwire", "snoop/imapsession", "replica/row"},
+	"snoop/capture":         {"snoop/imapwire", "snoop/imapsession", "snoop/smtpwire", "replica/row"},
 	"replica/row":           {},
 	"replica/meta":          {},
 	"replica/blob":          {"replica/row"},

@@ -282,7 +282,7 @@ func (s *imapSession) continued(oldest *imapsession.Cmd, awaited bool) (before b
 // settleAnswer sees to it that the replica has what a client is told is done, and
 // the messages that it was told of.
 func (s *imapSession) settleAnswer(ctx context.Context, ev *imapsession.Event, sp *row.Spool, flush func() error) error {
-	changed, mailbox := ev.Resp.Name == "OK" && changes(ev.Cmd.Verb), s.ahead()
+	changed, mailbox := ev.Resp.Name == "OK" && imapsession.Changes(ev.Cmd.Verb), s.ahead()
 	if !changed && mailbox == "" {
 		return nil
 	}
@@ -347,16 +347,6 @@ func doneBefore(ev *imapsession.Event) []byte {
 	}
 	ev.Resp.Name, ev.Resp.Code = "OK", ""
 	return []byte(ev.Cmd.Tag + " OK Completed\r\n")
-}
-
-// changes reports whether a command, once accepted, changed the store.
-func changes(verb string) bool {
-	switch verb {
-	case "APPEND", "STORE", "UID STORE", "COPY", "UID COPY", "MOVE", "UID MOVE", "EXPUNGE", "UID EXPUNGE", "CLOSE",
-		"CREATE", "DELETE", "RENAME", "SUBSCRIBE", "UNSUBSCRIBE":
-		return true
-	}
-	return false
 }
 
 // rewrite returns a line with its capability list cut, and its UIDVALIDITY

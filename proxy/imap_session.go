@@ -265,7 +265,7 @@ func (s *imapSession) settle(up *upstream) {
 	pending := slices.Clone(s.track.Outstanding())
 	s.mu.Unlock()
 	for _, c := range pending {
-		if up.lease.Side == Production && changes(c.Verb) && c.Complete() {
+		if up.lease.Side == Production && imapsession.Changes(c.Verb) && c.Complete() {
 			s.p.opt.Tap.Unanswered(s.account, c)
 		}
 	}
@@ -287,7 +287,7 @@ func (s *imapSession) retire(up *upstream) {
 	}
 	s.send.Unlock()
 	// What only reads is asked again of the next upstream.
-	s.drain(up, patience, func(c *imapsession.Cmd) bool { return changes(c.Verb) })
+	s.drain(up, patience, func(c *imapsession.Cmd) bool { return imapsession.Changes(c.Verb) })
 }
 
 // goodbye ends a session that has logged out.

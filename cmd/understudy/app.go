@@ -60,6 +60,8 @@ type app struct {
 	prober *health.Prober
 	wire   *inline.Wire // nil: clients are pointed at the box
 
+	mirrorPort *mirrorPort // nil: none
+
 	hmu    sync.Mutex
 	health api.Health
 }
@@ -228,6 +230,9 @@ func (a *app) assemble() error {
 	if cfg.Standby.LearnLogins {
 		t.vault = a.vault
 	}
+	if err := a.openTap(t); err != nil {
+		return err
+	}
 	po := proxy.Options{Gate: gate{a.keeper, a.store, a.names}, Tap: t, Target: a.target, IMAP: sb, SMTP: sb, Caps: imapd.Caps(), Log: a.log, Master: a.masterLogin,
 		PlainOK: cfg.Listen.PlainLogin, MaxSessions: cfg.Listen.MaxSessions, MaxMessage: cfg.Listen.MaxMessage}
 	if a.certs != nil {
@@ -301,6 +306,9 @@ func (a *app) run(ctx context.Context, ready func(map[string]string)) error {
 		return srv.Close()
 	})
 	a.work(ctx, g)
+	if a.mirrorPort != nil {
+		g.Go(func() error { return a.mirrorPort.run(ctx) })
+	}
 	if a.wire != nil {
 		g.Go(func() error { return a.wire.Run(ctx) })
 		// Beside production nothing comes here but in an outage, or by order.

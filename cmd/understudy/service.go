@@ -141,6 +141,7 @@ func (a *app) Status() (api.Status, error) {
 		s.History = append(s.History, api.Entry{At: e.At, Phase: string(e.Phase), Epoch: e.Epoch, Why: e.Why})
 	}
 	s.CopyBack = a.actor.copier.Report()
+	s.Tap = a.mirrorPort.counts()
 	if a.wire != nil {
 		n := api.Network(a.wire.State())
 		if s.Network = &n; n.Problem != "" {

@@ -49,6 +49,19 @@ type Status struct {
 	CopyBack any      `json:"copy_back,omitempty"`
 	Problems []string `json:"problems,omitempty"`
 	Network  *Network `json:"network,omitempty"`
+	Tap      *Tap     `json:"mirror_port,omitempty"`
+}
+
+// Tap is what was seen on a mirror port.
+type Tap struct {
+	Sessions  int64 `json:"sessions"`           // connections seen from their beginning
+	TLS       int64 `json:"tls"`                // of these, with TLS: not followed
+	Midway    int64 `json:"packets_of_others"`  // of connections whose beginning was not seen
+	Gaps      int64 `json:"gaps"`               // connections that lost data
+	Lost      int64 `json:"lost_frames"`        //
+	Changes   int64 `json:"changes"`            // settled
+	Messages  int64 `json:"messages"`           // kept from SMTP
+	Abandoned int64 `json:"sessions_abandoned"` // not understood
 }
 
 // Network is how the box stands in the wire.

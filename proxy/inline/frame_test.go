@@ -56,6 +56,26 @@ func TestFrames(t *testing.T) {
 	}
 }
 
+func TestTCPFilter(t *testing.T) {
+	vm, err := bpf.NewVM(tcpFilter())
+	if err != nil {
+		t.Fatal(err)
+	}
+	frame := func(typ uint16, at int, proto byte) []byte {
+		f := make([]byte, 80)
+		copy(f[12:], be16(typ))
+		f[at] = proto
+		return f
+	}
+	for want, frames := range map[bool][][]byte{true: {frame(0x800, 23, 6), frame(0x86dd, 20, 6)}, false: {frame(0x800, 23, 17), frame(0x86dd, 20, 58), frame(0x806, 23, 6), frame(0x86dd, 23, 6)}} {
+		for _, f := range frames {
+			if k, _ := vm.Run(f); (k > 0) != want {
+				t.Errorf("% x: %d", f[:24], k)
+			}
+		}
+	}
+}
+
 // FuzzNeighbour: frames come from anybody.
 func FuzzNeighbour(f *testing.F) {
 	for _, b := range [][]byte{ask(macA, ip4A, ip4B), claim(macB, macA, ip4A, macB, ip4B), ask(macA, ip6A, ip6B), claim(macB, macA, ip6A, macB, ip6B)} {

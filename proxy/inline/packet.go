@@ -1,10 +1,13 @@
 package inline
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
+	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 )
@@ -85,3 +88,70 @@ func openPackets(name string, filter []bpf.Instruction) (*packets, error) {
 }
 
 func htons(v uint16) uint16 { return v<<8 | v>>8 }
+
+// tcpFilter lets TCP through, whatever its tag.
+func tcpFilter() []bpf.Instruction {
+	return []bpf.Instruction{
+		bpf.LoadAbsolute{Off: 12, Size: 2},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.ETH_P_IPV6, SkipTrue: 3},
+		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.ETH_P_IP, SkipTrue: 5},
+		bpf.LoadAbsolute{Off: 23, Size: 1},
+		bpf.Jump{Skip: 1},
+		bpf.LoadAbsolute{Off: 20, Size: 1},
+		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.IPPROTO_TCP, SkipTrue: 1},
+		bpf.RetConstant{Val: 1 << 18},
+		bpf.RetConstant{Val: 0},
+	}
+}
+
+// Mirror is a port that gets copies of production's traffic from a switch.
+type Mirror struct{ p *packets }
+
+// OpenMirror listens on an interface, which it sets up.
+func OpenMirror(name string) (*Mirror, error) {
+	l, err := netlink.LinkByName(name)
+	if err != nil {
+		return nil, fmt.Errorf("network.tap: interface %s: %w", name, err)
+	}
+	if err := netlink.LinkSetUp(l); err != nil {
+		return nil, fmt.Errorf("network.tap: set %s up: %w", name, err)
+	}
+	p, err := openPackets(name, tcpFilter())
+	if err != nil {
+		return nil, fmt.Errorf("network.tap: %w", err)
+	}
+	rc, err := p.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	err = rc.Control(func(fd uintptr) {
+		// With less room bursts are lost.
+		_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 64<<20)
+		_ = unix.SetsockoptPacketMreq(int(fd), unix.SOL_PACKET, unix.PACKET_ADD_MEMBERSHIP, &unix.PacketMreq{Ifindex: int32(p.index), Type: unix.PACKET_MR_PROMISC})
+	})
+	return &Mirror{p}, err
+}
+
+// Read reads a frame.
+func (m *Mirror) Read(b []byte) (int, error) { return m.p.Read(b) }
+
+// SetReadDeadline bounds Read.
+func (m *Mirror) SetReadDeadline(t time.Time) error { return m.p.SetReadDeadline(t) }
+
+// Close ends it.
+func (m *Mirror) Close() error { return m.p.Close() }
+
+// Lost is the number of frames that were lost since it was last asked.
+func (m *Mirror) Lost() (int, error) {
+	rc, err := m.p.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var st *unix.TpacketStats
+	if e := rc.Control(func(fd uintptr) {
+		st, err = unix.GetsockoptTpacketStats(int(fd), unix.SOL_PACKET, unix.PACKET_STATISTICS)
+	}); e != nil || err != nil {
+		return 0, errors.Join(e, err)
+	}
+	return int(st.Drops), nil
+}

@@ -81,6 +81,16 @@ func (c *Cmd) Args() *imapwire.Reader {
 	return imapwire.NewReader(b)
 }
 
+// Changes reports whether a command may change what is stored.
+func Changes(verb string) bool {
+	switch verb {
+	case "APPEND", "STORE", "UID STORE", "COPY", "UID COPY", "MOVE", "UID MOVE", "EXPUNGE", "UID EXPUNGE", "CLOSE",
+		"CREATE", "DELETE", "RENAME", "SUBSCRIBE", "UNSUBSCRIBE":
+		return true
+	}
+	return false
+}
+
 // Box is a selected mailbox as the client sees it.
 type Box struct {
 	Name        string

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"os/exec"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -283,8 +282,7 @@ func (n *network) killAndReboot(t *testing.T) {
 	if got := who(greeting(n.client, at(server4, 143), 500*time.Millisecond)); !strings.HasPrefix(got, "failed") {
 		t.Errorf("after a reboot, before the box runs, %s answers", got)
 	}
-	cmd := exec.Command(n.b.Binary, "network", "remove", "--config", n.b.Config())
-	if err := n.box.Do(cmd.Run); err == nil {
+	if _, err := n.b.Run(t.Context(), "network", "remove"); err == nil {
 		t.Error("the bridge could be removed while production is fenced")
 	}
 	if err := n.b.Start(t.Context()); err != nil {

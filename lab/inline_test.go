@@ -130,8 +130,7 @@ func normalized(lines []string) []string {
 func TestT1_Transcripts(t *testing.T) {
 	n := newNetwork(t)
 	n.serve(t, 8)
-	n.b = must(site.NewBox(t.TempDir(), binary, n.site, n.settings(nil)))(t)
-	n.b.Host = n.box
+	n.unplugged(t, nil)
 	t.Logf("the plan:\n%.600s …", order(t, n.b, "network", "plan"))
 	order(t, n.b, "network", "apply")
 	if out := order(t, n.b, "network", "apply"); !strings.Contains(out, "nothing to do") {

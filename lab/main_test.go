@@ -31,6 +31,10 @@ func TestMain(m *testing.M) {
 			return 1
 		}
 		defer func() { _ = os.RemoveAll(dir) }()
+		if err := os.Chmod(dir, 0o755); err != nil { // it also runs as another user
+			log.Print(err)
+			return 1
+		}
 		binary = filepath.Join(dir, "understudy")
 		args := []string{"build", "-o", binary, "understudy/cmd/understudy"}
 		if os.Getenv("UNDERSTUDY_RACE") != "" {

@@ -2,11 +2,18 @@ package lab
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net"
+	"os"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"understudy/lab/hosts"
 	"understudy/lab/site"
@@ -109,11 +116,22 @@ func (n *network) settings(more map[string]string) map[string]string {
 	return s
 }
 
+// unplugged prepares a box. It runs as a user of its own with two capabilities.
+func (n *network) unplugged(t *testing.T, more map[string]string) {
+	t.Helper()
+	dir := t.TempDir()
+	n.b = must(site.NewBox(dir, binary, n.site, n.settings(more)))(t)
+	n.b.Host = n.box
+	const nobody = 65534
+	n.b.Attr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}, AmbientCaps: []uintptr{unix.CAP_NET_ADMIN, unix.CAP_NET_RAW}}
+	check(t, os.Chmod(filepath.Dir(dir), 0o755))
+	check(t, filepath.WalkDir(dir, func(p string, _ fs.DirEntry, err error) error { return errors.Join(err, os.Chown(p, nobody, nobody)) }))
+}
+
 // plug puts a running box into the wire.
 func (n *network) plug(t *testing.T, more map[string]string) {
 	t.Helper()
-	n.b = must(site.NewBox(t.TempDir(), binary, n.site, n.settings(more)))(t)
-	n.b.Host = n.box
+	n.unplugged(t, more)
 	if err := n.b.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}

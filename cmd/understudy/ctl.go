@@ -143,6 +143,23 @@ func printStatus(w io.Writer, s api.Status) {
 	row("in flight", "%d held deliveries, %d outbound", s.Held, s.Queued)
 	row("learned", "%d logins, %d recipients", s.Verifiers, s.Routes)
 	row("changes", "%d settled from the wire, %d by a sync; bodies: %d fetched, %d known from the wire", s.Wire, s.BySync, s.Fetched, s.FromWire)
+	if n := s.Network; n != nil {
+		way := "new connections go straight to production"
+		if n.Armed {
+			way = "new connections come to the box"
+		}
+		if n.Fenced {
+			way = "production is fenced, and the box answers for its address"
+		}
+		cable := ""
+		if !n.Cable {
+			cable = "; its cable is out"
+		}
+		row("wire", "%s; production is at %s%s", way, n.MAC, cable)
+	}
+	if p := s.Tap; p != nil {
+		row("mirror port", "%d sessions, %d of them with TLS; %d changes, %d messages; %d gaps, %d frames lost", p.Sessions, p.TLS, p.Changes, p.Messages, p.Gaps, p.Lost)
+	}
 	for _, p := range s.Problems {
 		row("problem", "%s", p)
 	}

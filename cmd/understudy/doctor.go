@@ -16,6 +16,7 @@ import (
 	"understudy/console/config"
 	"understudy/failover/imapd"
 	"understudy/proxy"
+	"understudy/proxy/inline"
 )
 
 // finding is one line of the doctor's report.
@@ -50,6 +51,8 @@ func doctor(e env) error {
 	x.settings(cfg)
 	x.disk(cfg)
 	x.certificates(cfg)
+	x.files(cfg)
+	x.wire(e.ctx, cfg)
 	x.production(e.ctx, cfg, *account)
 	x.add("note", "coverage", "", "calendars, contacts, ActiveSync, MAPI, ManageSieve and POP3 are not covered in an outage")
 	if *asJSON {
@@ -82,6 +85,33 @@ func (x *examination) settings(cfg config.Config) {
 	}
 	if !cfg.Standby.LearnLogins {
 		x.add("warning", "settings", "set standby.learn_logins = true", "nobody will be able to log in during an outage")
+	}
+}
+
+// files looks whether there may be enough open files for all sessions.
+func (x *examination) files(cfg config.Config) {
+	if have, need, err := fileLimit(cfg.Listen.MaxSessions); err != nil {
+		x.add("error", "limits", "", "%v", err)
+	} else if have < need {
+		x.add("warning", "limits", fmt.Sprintf("LimitNOFILE=%d in the unit, or a smaller listen.max_sessions", need), "%d open files are allowed; %d sessions may need %d", have, cfg.Listen.MaxSessions, need)
+	}
+}
+
+// wire looks at the network that the box is to be put into.
+func (x *examination) wire(ctx context.Context, cfg config.Config) {
+	if cfg.Network.Mode == "proxy" {
+		return
+	}
+	s, err := wireSite(cfg)
+	if err != nil {
+		x.add("error", "network", "see [network] in `understudy config describe`", "%v", err)
+		return
+	}
+	if _, err := inline.Remember(wireMemory(cfg), &s); err != nil {
+		x.add("error", "network", "", "%v", err)
+	}
+	for _, f := range inline.Examine(ctx, s) {
+		x.add(f.Level, "network", f.Remedy, "%s", f.Text)
 	}
 }
 

@@ -188,6 +188,9 @@ func serve(e env) error {
 		return err
 	}
 	log := newLog(cfg.LogLevel, e.errOut)
+	if have, need, err := fileLimit(cfg.Listen.MaxSessions); err == nil && have < need {
+		log.Warn("fewer open files are allowed than listen.max_sessions may need; raise LimitNOFILE of the unit", "allowed", have, "needed", need)
+	}
 	a, err := newApp(cfg, log, nil)
 	if err != nil {
 		return err
@@ -199,6 +202,13 @@ func serve(e env) error {
 		log.Info("ready", "phase", a.keeper.State().Phase)
 	})
 	return errors.Join(err, a.Close())
+}
+
+// fileLimit is how many files may be open, and how many all sessions may need.
+func fileLimit(sessions int) (have, need uint64, err error) {
+	var r syscall.Rlimit
+	err = syscall.Getrlimit(syscall.RLIMIT_NOFILE, &r)
+	return r.Max, uint64(2*sessions) + 1000, err
 }
 
 // raiseFiles lifts the limit of open files to what is allowed: every session

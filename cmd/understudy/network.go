@@ -193,6 +193,9 @@ func networkCmd(e env) error {
 	if what == "plan" || *dry {
 		return nil
 	}
+	if cl, err := c.client(); what == "remove" && err == nil && cl.Get(e.ctx, "/v1/status", &api.Status{}) == nil {
+		return errors.New("`understudy serve` is running and would put it back: stop it first")
+	}
 	return inline.Run(steps)
 }
 

@@ -23,8 +23,9 @@ type Box struct {
 	Dir                    string
 	Binary                 string
 	IMAP, SMTP, Submission string
-	Settings               map[string]string // "table.key" → value as in TOML, over the defaults of the lab
-	Host                   Host              // nil: this machine
+	Settings               map[string]string    // "table.key" → value as in TOML, over the defaults of the lab
+	Host                   Host                 // nil: this machine
+	Attr                   *syscall.SysProcAttr // of its processes
 	site                   *Site
 	cmd                    *exec.Cmd
 	done                   chan struct{}
@@ -100,7 +101,7 @@ func (b *Box) Start(ctx context.Context) error {
 	}
 	defer func() { _ = log.Close() }()
 	b.cmd = exec.Command(b.Binary, "serve", "--config", b.Config())
-	b.cmd.Stdout, b.cmd.Stderr = log, log
+	b.cmd.Stdout, b.cmd.Stderr, b.cmd.SysProcAttr = log, log, b.Attr
 	if b.done, err = start(b.Host, b.cmd); err != nil {
 		return err
 	}
@@ -193,7 +194,7 @@ func (b *Box) Run(ctx context.Context, args ...string) (string, error) {
 	args = append(args[:1:1], append([]string{"--config", b.Config()}, args[1:]...)...)
 	cmd := exec.CommandContext(ctx, b.Binary, args...)
 	var text bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &text, &text
+	cmd.Stdout, cmd.Stderr, cmd.SysProcAttr = &text, &text, b.Attr
 	done, err := start(b.Host, cmd)
 	if err == nil {
 		<-done

@@ -193,30 +193,34 @@ func (s Site) observeRouting(add func(item)) error {
 	return nil
 }
 
+// permitted adds to a refusal what it takes.
+func permitted(err error) error {
+	if errors.Is(err, os.ErrPermission) {
+		err = fmt.Errorf("%w (the process needs CAP_NET_ADMIN and CAP_NET_RAW)", err)
+	}
+	return err
+}
+
 // Plan is what apply would do.
 func (s Site) Plan() ([]Step, error) {
 	have, err := s.Observe()
-	return Diff(have, s.Desired()), err
+	return Diff(have, s.Desired()), permitted(err)
 }
 
 // PlanRemoval is what remove would do.
 func (s Site) PlanRemoval() ([]Step, error) {
 	have, err := s.Observe()
-	return Diff(have, nil), err
+	return Diff(have, nil), permitted(err)
 }
 
 // Run performs steps, in order.
 func Run(steps []Step) error {
 	for _, st := range steps {
 		if err := st.run(); err != nil {
-			hint := ""
-			switch {
-			case errors.Is(err, unix.EPERM) || errors.Is(err, os.ErrPermission):
-				hint = " (the process needs CAP_NET_ADMIN and CAP_NET_RAW)"
-			case errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOENT) && strings.Contains(st.String(), "table"):
-				hint = " (a feature of the kernel is missing: `understudy doctor` names it)"
+			if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOENT) && strings.Contains(st.String(), "table") {
+				err = fmt.Errorf("%w (a feature of the kernel is missing: `understudy doctor` names it)", err)
 			}
-			return fmt.Errorf("%s %s: %w%s", st.Op, st.What.id(), err, hint)
+			return permitted(fmt.Errorf("%s %s: %w", st.Op, st.What.id(), err))
 		}
 	}
 	return nil

@@ -293,3 +293,52 @@ func (n *network) killAndReboot(t *testing.T) {
 		t.Errorf("started again it says %+v %v", s, err)
 	}
 }
+
+// B12: with when_dead = "open" a box that dies in an outage lets clients through
+// to production, if that lives. Sessions that went past the box are ended when
+// production is fenced: they do not hang.
+func TestB12_OpenWhenDead(t *testing.T) {
+	n := newNetwork(t)
+	n.serve(t, 1)
+	more := quick()
+	more["network.when_dead"] = `"open"`
+	n.plug(t, more)
+	n.armed(t)
+	waitPhase(t, n.b, "protecting")
+	u := n.site.Users[0]
+	check(t, served(n.client, server4, u, 5*time.Second))
+	order(t, n.b, "network", "bypass", "on")
+	var past []*imapc.Conn
+	for _, a := range []string{server4, server6} {
+		c := login(t, n.client, a, u)
+		do(t, c, "SELECT INBOX")
+		past = append(past, c)
+	}
+	order(t, n.b, "network", "bypass", "off")
+	order(t, n.b, "takeover")
+	for _, c := range past {
+		began := time.Now()
+		if _, err := c.Do("NOOP", nil); err == nil || time.Since(began) > 2*time.Second {
+			t.Errorf("a session past the box, when production was fenced: %v after %s", err, time.Since(began))
+		}
+	}
+	if _, err := n.b.Run(t.Context(), "network", "bypass", "on"); err == nil {
+		t.Error("connections could be sent straight to a fenced production")
+	}
+	check(t, served(n.client, server4, u, 5*time.Second))
+	if got := who(greeting(n.client, at(server6, 143), time.Second)); got != "box" {
+		t.Errorf("in the outage %s answers", got)
+	}
+	n.b.Kill()
+	for _, a := range []string{server4, server6} {
+		n.until(t, 5*time.Second, "open", func() bool { return who(greeting(n.client, at(a, 143), time.Second)) == "direct" })
+	}
+	if err := n.b.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	n.until(t, 10*time.Second, "fenced again", func() bool { return who(greeting(n.client, at(server4, 143), time.Second)) == "box" })
+	check(t, served(n.client, server4, u, 5*time.Second))
+	waitPhase(t, n.b, "returning")
+	order(t, n.b, "handback")
+	check(t, served(n.client, server4, u, 5*time.Second))
+}

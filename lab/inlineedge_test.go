@@ -1,7 +1,14 @@
 package lab
 
 import (
+	"bufio"
 	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -184,4 +191,100 @@ func TestT17_OneArm(t *testing.T) {
 			}
 		})
 	}
+}
+
+// T3, T22: what is no mail passes as it is, with the client's address, whether
+// mail is diverted, goes past the box, or is answered by the standby; what may
+// not be reached in an outage is not.
+func TestT3_OtherPorts(t *testing.T) {
+	n := newNetwork(t)
+	n.serve(t, 1)
+	ports := []int{22, 80, 389}
+	for _, p := range ports {
+		told(t, n.server, fmt.Sprintf(":%d", p))
+	}
+	more := quick()
+	more["network.pass"] = "[22, 80]"
+	n.plug(t, more)
+	n.armed(t)
+	waitPhase(t, n.b, "protecting")
+	through := func(state string, open ...int) {
+		t.Helper()
+		for h, ip := range map[*hosts.Host][2]string{n.client: {client4, client6}, n.remote: {remote4, remote6}} {
+			for i, addr := range []string{server4, server6} {
+				for _, p := range ports {
+					got, err := transfer(h, at(addr, p))
+					switch {
+					case !slices.Contains(open, p):
+						if err == nil {
+							t.Errorf("%s: port %d of %s is reached from %s", state, p, addr, h.Name)
+						}
+					case err != nil:
+						t.Errorf("%s: port %d of %s from %s: %v", state, p, addr, h.Name, err)
+					case got != ip[i]:
+						t.Errorf("%s: port %d of %s saw %s in place of %s", state, p, addr, got, ip[i])
+					}
+				}
+			}
+		}
+	}
+	through("diverted", ports...)
+	order(t, n.b, "network", "bypass", "on")
+	through("bypass", ports...)
+	order(t, n.b, "network", "bypass", "off")
+	n.site.Kill()
+	waitPhase(t, n.b, "serving")
+	through("in an outage", 22, 80)
+	check(t, n.site.Start(t.Context()))
+	waitPhase(t, n.b, "returning")
+	order(t, n.b, "handback")
+	through("handed back", ports...)
+}
+
+// told serves a port: it tells the peer its address, and sends back what comes.
+func told(t *testing.T, h *hosts.Host, addr string) {
+	t.Helper()
+	l := must(h.Listen(addr))(t)
+	t.Cleanup(func() { _ = l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				host, _, _ := net.SplitHostPort(c.RemoteAddr().String())
+				_, _ = fmt.Fprintln(c, host)
+				_, _ = io.Copy(c, c)
+				_ = c.Close()
+			}()
+		}
+	}()
+}
+
+// transfer sends 2 MiB to and fro; it returns the address that the other side saw.
+func transfer(h *hosts.Host, addr string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	c, err := h.Dial(ctx, addr)
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = c.Close() }()
+	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+	br := bufio.NewReader(c)
+	host, err := br.ReadString('\n')
+	if err != nil {
+		return "", err
+	}
+	sent := message("bulk", 2<<20)
+	go func() { _, _ = c.Write(sent) }()
+	back := make([]byte, len(sent))
+	if _, err := io.ReadFull(br, back); err != nil {
+		return "", err
+	}
+	if !bytes.Equal(sent, back) {
+		return "", errors.New("what came back is something else")
+	}
+	return strings.TrimSpace(host), nil
 }

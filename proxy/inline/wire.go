@@ -274,6 +274,10 @@ func (w *Wire) Fence(epoch uint64) error {
 	if err := w.turn(func() { w.site.Fenced = true }); err != nil || w.site.OneArm {
 		return err
 	}
+	// What may pass goes its own way before the fence is up, and until it is down.
+	if err := w.pass(true); err != nil {
+		w.opt.Log.Error("let other ports through the fence", "err", err)
+	}
 	if err := w.apply(); err != nil {
 		return err
 	}
@@ -281,9 +285,6 @@ func (w *Wire) Fence(epoch uint64) error {
 		if err := w.owner.remake(w.site.fenceTable()); err != nil {
 			return err
 		}
-	}
-	if err := w.pass(true); err != nil {
-		w.opt.Log.Error("let other ports through the fence", "err", err)
 	}
 	return w.beat()
 }
@@ -316,15 +317,15 @@ func (w *Wire) Release(epoch uint64) error {
 	if w.site.NewMAC != nil {
 		w.site.MAC, w.site.NewMAC = w.site.NewMAC, nil
 	}
-	if err := w.pass(false); err != nil {
-		return err
-	}
 	if w.opt.Open {
 		if err := w.owner.drop(w.site.fenceTable()); err != nil {
 			return err
 		}
 	}
 	if err := w.apply(); err != nil {
+		return err
+	}
+	if err := w.pass(false); err != nil {
 		return err
 	}
 	if err := w.save(epoch); err != nil {

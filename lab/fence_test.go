@@ -14,6 +14,7 @@ import (
 
 	"understudy/lab/hosts"
 	"understudy/replica/imapc"
+	"understudy/snoop/imapwire"
 )
 
 // sink is another site's mail server: it takes everything, and counts it.
@@ -341,4 +342,58 @@ func TestB12_OpenWhenDead(t *testing.T) {
 	waitPhase(t, n.b, "returning")
 	order(t, n.b, "handback")
 	check(t, served(n.client, server4, u, 5*time.Second))
+}
+
+// T18, T20: a client that only listens hears of new mail after production came back
+// with another network card, on the connection it had before.
+func TestT18_ListenersOfANewCard(t *testing.T) {
+	n := newNetwork(t)
+	n.serve(t, 2)
+	n.plug(t, quick())
+	n.armed(t)
+	waitPhase(t, n.b, "protecting")
+	u := n.site.Users
+	heard := make(chan uint32, 100)
+	for _, h := range []*hosts.Host{n.client, n.remote} {
+		c := login(t, h, server4, u[0])
+		do(t, c, "SELECT INBOX")
+		go func() {
+			_ = c.Idle(t.Context(), func(r imapwire.Response) {
+				if r.Name == "EXISTS" {
+					heard <- r.Num
+				}
+			})
+		}()
+	}
+	hear := func(id string) {
+		t.Helper()
+		c := login(t, n.other, server6, u[0])
+		if _, _, err := c.Append(imapc.Appending{Mailbox: "INBOX", Body: message(id, 300)}); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			select {
+			case <-heard:
+			case <-time.After(5 * time.Second):
+				t.Fatalf("a listening client did not hear of %q", id)
+			}
+		}
+		c.Logout()
+	}
+	hear("before")
+	n.site.Kill()
+	waitPhase(t, n.b, "serving")
+	hear("in the outage")
+	mac := other(n.server.MAC("eth0"))
+	check(t, n.server.Up("eth0", false))
+	check(t, n.server.SetMAC("eth0", mac))
+	check(t, n.server.Up("eth0", true))
+	check(t, n.address())
+	check(t, n.site.Start(t.Context()))
+	waitPhase(t, n.b, "returning")
+	order(t, n.b, "handback")
+	hear("after")
+	if got := n.client.Neighbour("eth0", server4); got != mac.String() {
+		t.Errorf("the client has %s for production, which is at %s now", got, mac)
+	}
 }

@@ -67,11 +67,16 @@ func (s Site) Observe() ([]item, error) {
 	if err := s.observeRouting(add); err != nil {
 		return nil, err
 	}
-	d, err := tableDigest(macName, nftables.TableFamilyBridge)
-	if d != "" {
-		add(tableItem{table{family: nftables.TableFamilyBridge, name: macName}, d})
+	for _, name := range []string{srcName, macName} {
+		d, err := tableDigest(name, nftables.TableFamilyBridge)
+		if err != nil {
+			return nil, err
+		}
+		if d != "" {
+			add(tableItem{table{family: nftables.TableFamilyBridge, name: name}, d})
+		}
 	}
-	return out, err
+	return out, nil
 }
 
 func (s Site) observeBridge(add func(item)) error {

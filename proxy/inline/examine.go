@@ -160,7 +160,7 @@ func (x *examination) kernel() {
 		}
 		_ = o.drop(p.t)
 	}
-	l, _, err := listen(context.Background(), false)
+	l, _, err := listen(context.Background(), false, nil)
 	if err != nil {
 		good = false
 		x.add("error", "", "%v", err)

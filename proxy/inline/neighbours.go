@@ -3,6 +3,7 @@ package inline
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"net"
 	"net/netip"
 	"slices"
@@ -133,6 +134,14 @@ func (w *Wire) found(mac net.HardwareAddr) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if bytes.Equal(mac, w.site.reach()) || bytes.Equal(mac, w.lanMAC) {
+		return
+	}
+	if w.site.OneArm && w.site.MAC != nil && (w.opt.Site.MAC != nil || !w.opt.Absent()) {
+		// On a shared network anybody can say so.
+		if w.problem == "" {
+			w.problem = fmt.Sprintf("%s says that it has production's address, which is at %s", mac, w.site.MAC)
+			w.opt.Log.Warn("network", "problem", w.problem)
+		}
 		return
 	}
 	w.opt.Log.Info("production's hardware address", "mac", mac.String(), "before", w.site.reach().String())

@@ -204,7 +204,7 @@ func (s Site) Desired() []item {
 		}
 	}
 	if s.MAC != nil && !s.OneArm {
-		add(keep(s.macTable()))
+		add(keep(s.srcTable()), keep(s.macTable()))
 	}
 	return out
 }

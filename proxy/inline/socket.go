@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"syscall"
 	"time"
 
@@ -45,20 +46,29 @@ func (c conn) Close() error {
 	return c.TCPConn.Close()
 }
 
-type listener struct{ net.Listener }
+type listener struct {
+	net.Listener
+	addrs []netip.Addr // of production
+}
 
-// Accept returns a connection whose local address is production's.
+// Accept returns a connection whose local address is production's. Others are
+// from this machine itself, past the network.
 func (l listener) Accept() (net.Conn, error) {
-	c, err := l.Listener.Accept()
-	if err != nil {
-		return nil, err
+	for {
+		c, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		if at, ok := c.LocalAddr().(*net.TCPAddr); ok && slices.Contains(l.addrs, at.AddrPort().Addr().Unmap()) {
+			return hard(c), nil
+		}
+		_ = c.Close()
 	}
-	return hard(c), nil
 }
 
 // listen opens a listener for diverted connections, on a port that the kernel
 // chooses, reachable from nowhere else.
-func listen(ctx context.Context, v6 bool) (net.Listener, netip.AddrPort, error) {
+func listen(ctx context.Context, v6 bool, addrs []netip.Addr) (net.Listener, netip.AddrPort, error) {
 	network, addr := "tcp4", "127.0.0.1:0"
 	if v6 {
 		network, addr = "tcp6", "[::1]:0"
@@ -69,7 +79,7 @@ func listen(ctx context.Context, v6 bool) (net.Listener, netip.AddrPort, error) 
 	if err != nil {
 		return nil, netip.AddrPort{}, fmt.Errorf("listen for diverted connections: %w (IP_TRANSPARENT needs CAP_NET_ADMIN or CAP_NET_RAW)", err)
 	}
-	return listener{l}, l.Addr().(*net.TCPAddr).AddrPort(), nil
+	return listener{l, addrs}, l.Addr().(*net.TCPAddr).AddrPort(), nil
 }
 
 // dialAs connects with a client's address: with its port, too, unless that is

@@ -12,7 +12,8 @@ import (
 // Names of the tables.
 const (
 	tableName = "understudy"      // bridge and inet, owned: gone when the process is
-	macName   = "understudy_mac"  // bridge: the addresses of frames; stays
+	macName   = "understudy_mac"  // bridge: the clients' addresses of frames; stays
+	srcName   = "understudy_src"  // bridge: production's address of frames; stays
 	passName  = "understudy_pass" // netdev: what passes the fence; stays while fenced
 )
 
@@ -97,11 +98,18 @@ func (s Site) macTable() table {
 		t.sets = append(t.sets, mail, set{name: "client" + f.n, fields: []field{f.src}, value: &mac, dynamic: true, timeout: macLives})
 		pre.rules = append(pre.rules, rule{iif(s.LAN), f.etherType(), isTCP(), in("mail"+f.n, f.dst, tcpDst), updateMap("client"+f.n, f.src, etherSrc)})
 		out.rules = append(out.rules,
-			rule{oif(s.LAN), isMAC(etherDst, nextHop), f.etherType(), setFromMap(etherDst, f.dst, "client"+f.n), setMAC(etherSrc, s.MAC)},
+			rule{oif(s.LAN), isMAC(etherDst, nextHop), f.etherType(), setFromMap(etherDst, f.dst, "client"+f.n)},
 			rule{oif(s.Server), f.etherType(), setFromMap(etherSrc, f.src, "client"+f.n)})
 	}
 	t.chains = []chain{pre, out}
 	return t
+}
+
+// srcTable comes before macTable. It is a table of its own, since a replaced
+// network card must not cost what is known of the clients.
+func (s Site) srcTable() table {
+	return table{family: nftables.TableFamilyBridge, name: srcName, chains: []chain{{name: "out", hook: "output", num: nftables.ChainHookOutput, prio: -291,
+		rules: []rule{{oif(s.LAN), isMAC(etherDst, nextHop), setMAC(etherSrc, s.MAC)}}}}}
 }
 
 // inetTable hands diverted packets to the sockets of the box. from is the

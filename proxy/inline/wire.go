@@ -138,7 +138,7 @@ func (w *Wire) listen(ctx context.Context) error {
 			if !slices.ContainsFunc(w.site.Addrs, func(a netip.Addr) bool { return a.Is6() == v6 }) {
 				continue
 			}
-			l, at, err := listen(ctx, v6)
+			l, at, err := listen(ctx, v6, w.site.Addrs)
 			if err != nil {
 				return err
 			}

@@ -37,7 +37,7 @@ fuzz: go
 # The lab runs real Dovecot and Postfix on loopback, and needs root. First with
 # the race detector in the binary under test, then everything.
 lab: deps
-	UNDERSTUDY_RACE=1 UNDERSTUDY_KILLS=3 go test -count=1 -timeout 10m -run 'TestB5|TestT7|TestB9' ./lab
+	UNDERSTUDY_RACE=1 UNDERSTUDY_KILLS=3 go test -count=1 -timeout 10m -run 'TestB5|TestT7|TestB9|TestT18|TestT17_OneArm' ./lab
 	go test -count=1 -timeout 20m ./lab
 
 bench: deps

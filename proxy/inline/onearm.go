@@ -76,11 +76,15 @@ func (w *Wire) give() {
 	w.tellAll(w.site.MAC)
 }
 
-// tellAll tells each known host where production's addresses are. mu is held.
+// tellAll tells each known host where production's addresses are; not production
+// itself, which has other addresses, too, and would find its own taken. mu is held.
 func (w *Wire) tellAll(mac net.HardwareAddr) {
 	w.hosts.mu.Lock()
 	defer w.hosts.mu.Unlock()
 	for h, at := range w.hosts.at {
+		if bytes.Equal(at, w.site.MAC) {
+			continue
+		}
 		for _, a := range w.site.Addrs {
 			if a.Is4() == h.Is4() {
 				w.send(w.lan, claim(w.lanMAC, mac, a, at, h))

@@ -155,6 +155,21 @@ func TestT4_FailToWire(t *testing.T) {
 		}
 	})
 
+	t.Run("stop and start", func(t *testing.T) {
+		start := time.Now()
+		check(t, n.b.Stop())
+		for _, v := range vs {
+			v.waitFor(t, time.Now(), "direct", 5*time.Second)
+		}
+		check(t, n.b.Start(t.Context()))
+		for _, v := range vs {
+			v.waitFor(t, time.Now(), "box", 10*time.Second)
+			if _, failed, _ := firstAfter(v.all(), start, "nobody"); failed > 0 {
+				t.Errorf("%s: %d connections failed", v.name, failed)
+			}
+		}
+	})
+
 	for i := range times("UNDERSTUDY_ROUNDS", 2) {
 		t.Run(fmt.Sprint("kill -9/", i), func(t *testing.T) {
 			held := login(t, n.client, server4, u)

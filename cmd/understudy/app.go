@@ -277,6 +277,8 @@ func (a *app) listAccounts(ctx context.Context) ([]string, error) {
 
 // run serves until ctx ends. ready is called when all listeners are open.
 func (a *app) run(ctx context.Context, ready func(map[string]string)) error {
+	ctx, stop := a.standAside(ctx)
+	defer stop()
 	g, ctx := errgroup.WithContext(ctx)
 	if err := a.enterWire(ctx); err != nil {
 		return err

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"understudy/console/api"
 	"understudy/console/config"
@@ -125,6 +126,23 @@ func (a *app) enterWire(ctx context.Context) error {
 	default:
 		return a.actor.Fence(ctx, st.Epoch)
 	}
+}
+
+// standAside returns a context that ends a moment after ctx: in the wire, new
+// connections go straight to production first, and those that were on their way
+// here are still taken.
+func (a *app) standAside(ctx context.Context) (context.Context, func()) {
+	if a.wire == nil {
+		return context.WithCancel(ctx)
+	}
+	later, stop := context.WithCancel(context.WithoutCancel(ctx))
+	context.AfterFunc(ctx, func() {
+		if a.wire.Arm(false) == nil {
+			time.Sleep(100 * time.Millisecond)
+		}
+		stop()
+	})
+	return later, stop
 }
 
 // Bypass implements api.Service.

@@ -356,3 +356,17 @@ func (h *Host) Join(ports ...string) error {
 	}
 	return nil
 }
+
+// Here is the host that this process runs on.
+func Here(name string) (*Host, error) {
+	ns, err := netns.Get()
+	if err != nil {
+		return nil, err
+	}
+	nl, err := netlink.NewHandleAt(ns)
+	h := &Host{Name: name, ns: ns, nl: nl}
+	if err != nil {
+		return nil, err
+	}
+	return h, h.Up("lo", true)
+}

@@ -110,11 +110,15 @@ func claim(ether, mac net.HardwareAddr, ip netip.Addr, toMAC net.HardwareAddr, t
 	if all {
 		flags, toMAC, to = 0x20, net.HardwareAddr{0x33, 0x33, 0, 0, 0, 1}, allNodes
 	}
-	return ndp(ether, toMAC, ip, to, layers.ICMPv6TypeNeighborAdvertisement, &layers.ICMPv6NeighborAdvertisement{Flags: flags, TargetAddress: ip.AsSlice(),
+	return ndp(ether, toMAC, ip, to, &layers.ICMPv6NeighborAdvertisement{Flags: flags, TargetAddress: ip.AsSlice(),
 		Options: layers.ICMPv6Options{{Type: layers.ICMPv6OptTargetAddress, Data: mac}}})
 }
 
-func ndp(ether, toMAC net.HardwareAddr, from, to netip.Addr, typ uint8, body gopacket.SerializableLayer) []byte {
+func ndp(ether, toMAC net.HardwareAddr, from, to netip.Addr, body gopacket.SerializableLayer) []byte {
+	typ := uint8(layers.ICMPv6TypeNeighborSolicitation)
+	if _, ok := body.(*layers.ICMPv6NeighborAdvertisement); ok {
+		typ = layers.ICMPv6TypeNeighborAdvertisement
+	}
 	ip := &layers.IPv6{Version: 6, HopLimit: 255, NextHeader: layers.IPProtocolICMPv6, SrcIP: from.AsSlice(), DstIP: to.AsSlice()}
 	ic := &layers.ICMPv6{TypeCode: layers.CreateICMPv6TypeCode(typ, 0)}
 	_ = ic.SetNetworkLayerForChecksum(ip)
@@ -130,6 +134,6 @@ func ask(mac net.HardwareAddr, from, target netip.Addr) []byte {
 	}
 	t := target.As16()
 	group := netip.AddrFrom16([16]byte{0: 0xff, 1: 0x02, 11: 1, 12: 0xff, 13: t[13], 14: t[14], 15: t[15]})
-	return ndp(mac, net.HardwareAddr{0x33, 0x33, 0xff, t[13], t[14], t[15]}, from, group, layers.ICMPv6TypeNeighborSolicitation,
+	return ndp(mac, net.HardwareAddr{0x33, 0x33, 0xff, t[13], t[14], t[15]}, from, group,
 		&layers.ICMPv6NeighborSolicitation{TargetAddress: target.AsSlice(), Options: layers.ICMPv6Options{{Type: layers.ICMPv6OptSourceAddress, Data: mac}}})
 }

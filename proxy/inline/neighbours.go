@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// hosts is who is where on the network, as far as the box has heard.
-type hosts struct {
+// directory is who is where on the network, as far as the box has heard.
+type directory struct {
 	mu    sync.Mutex
 	at    map[netip.Addr]net.HardwareAddr
 	asked map[netip.Addr]asker // what a fenced production asked for

@@ -54,7 +54,7 @@ type Wire struct {
 	groups    net.PacketConn
 	down      atomic.Bool // production's cable
 	listeners []net.Listener
-	hosts     hosts
+	hosts     directory
 }
 
 // beatEvery is how often what is armed is renewed.
@@ -64,7 +64,7 @@ const beatEvery = 500 * time.Millisecond
 // production: with the fence that was up when the last process ended. Nothing
 // is diverted before Arm.
 func Open(ctx context.Context, o Options) (*Wire, error) {
-	w := &Wire{opt: o, site: o.Site, contested: make(chan struct{}, 1), hosts: hosts{at: map[netip.Addr]net.HardwareAddr{}, asked: map[netip.Addr]asker{}}}
+	w := &Wire{opt: o, site: o.Site, contested: make(chan struct{}, 1), hosts: directory{at: map[netip.Addr]net.HardwareAddr{}, asked: map[netip.Addr]asker{}}}
 	if w.opt.Absent == nil {
 		w.opt.Absent = func() bool { return false }
 	}

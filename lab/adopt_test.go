@@ -192,7 +192,7 @@ func TestN02_RealClients(t *testing.T) {
 		t.Errorf("the peer still holds: %.2000s", q)
 	}
 	settled(t, b)
-	stores := look(t, direct(s), s.Users)
+	stores := look(t, s.Direct, s.Users)
 	for i := range sent {
 		if n := stores[u][fmt.Sprintf("peer%d@other.test", i)].Count; n != 1 {
 			_, log := mailLog(s, fmt.Sprintf("peer%d@other.test", i))

@@ -59,6 +59,8 @@ func TestDoctorNetwork(t *testing.T) {
 	order(t, n.b, "network", "apply")
 	finds("")
 
+	echo(t, n.server, ":993")
+	finds("warning production answers at " + server4 + ":993, which is not diverted")
 	check(t, n.other.Addr("eth0", false, server4+"/24"))
 	finds("error " + strings.ToLower(n.other.MAC("eth0").String()) + " answers for production's " + server4 + " on the LAN")
 	check(t, n.other.Addr("eth0", false, boxAddr4+"/24"))

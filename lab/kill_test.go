@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"context"
 	"math/rand/v2"
 	"os"
 	"strconv"
@@ -9,14 +10,20 @@ import (
 
 	"understudy/lab/load"
 	"understudy/lab/site"
+	"understudy/replica/imapc"
 )
 
-// look reads all accounts at an address.
-func look(t *testing.T, addr string, users []string) map[string]map[string]load.Found {
+// to logs in at an address.
+func to(addr string) func(context.Context, string) (*imapc.Conn, error) {
+	return func(ctx context.Context, user string) (*imapc.Conn, error) { return site.Dial(ctx, addr, user) }
+}
+
+// look reads accounts.
+func look(t *testing.T, dial func(context.Context, string) (*imapc.Conn, error), users []string) map[string]map[string]load.Found {
 	t.Helper()
 	out := map[string]map[string]load.Found{}
 	for _, u := range users {
-		c := must(site.Dial(t.Context(), addr, u))(t)
+		c := must(dial(t.Context(), u))(t)
 		out[u] = must(load.Look(c))(t)
 		c.Close()
 	}

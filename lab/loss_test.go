@@ -70,14 +70,14 @@ func TestB6_LedgerOfLoss(t *testing.T) {
 		t.Errorf("listed %q, lacked %q", got, want)
 	}
 	order(t, b, "sync")
-	for u, found := range look(t, b.IMAP, s.Users) {
+	for u, found := range look(t, to(b.IMAP), s.Users) {
 		for id, f := range found {
 			if f.Count != 1 {
 				t.Errorf("%s of %s is there %d times", id, u, f.Count)
 			}
 		}
 	}
-	if n := len(look(t, b.IMAP, []string{quiet})[quiet]); n != 2 {
+	if n := len(look(t, to(b.IMAP), []string{quiet})[quiet]); n != 2 {
 		t.Errorf("%d of 2 messages were imported", n)
 	}
 	// A planned takeover lacks nothing.
@@ -87,5 +87,5 @@ func TestB6_LedgerOfLoss(t *testing.T) {
 	if l := losses(); !l.Planned || len(l.May) != 0 {
 		t.Errorf("planned: %+v", l)
 	}
-	waitFor(t, "the message that came last", func() bool { return len(look(t, b.IMAP, []string{quiet})[quiet]) == 3 })
+	waitFor(t, "the message that came last", func() bool { return len(look(t, to(b.IMAP), []string{quiet})[quiet]) == 3 })
 }

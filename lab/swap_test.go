@@ -54,7 +54,7 @@ func under(t *testing.T, s *site.Site, b *site.Box, f func(l *load.Ledger)) {
 // judged compares the ledger with what production holds.
 func judged(t *testing.T, s *site.Site, l *load.Ledger) load.Verdict {
 	t.Helper()
-	v := l.Judge(look(t, direct(s), s.Users))
+	v := l.Judge(look(t, s.Direct, s.Users))
 	own := len(v.Doubled)
 	v.Doubled = slices.DeleteFunc(v.Doubled, func(id string) bool { return byItself(s, id) })
 	own -= len(v.Doubled)

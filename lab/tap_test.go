@@ -59,6 +59,7 @@ func TestT7_MirrorPort(t *testing.T) {
 	do(t, c, "UID STORE 4 +FLAGS (\\Deleted)")
 	do(t, c, "EXPUNGE")
 	same(t, n.site, n.b, u[0], 5*time.Second)
+	n.until(t, 5*time.Second, "settled", func() bool { return must(n.b.Status(t.Context()))(t).Tap.Changes >= 9 })
 	st := must(n.b.Status(t.Context()))(t)
 	if st.Fetched > fetched+1 { // a sync may have been quicker
 		t.Errorf("%d bodies were fetched, though they crossed the wire", st.Fetched-fetched)

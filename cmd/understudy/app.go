@@ -418,6 +418,9 @@ func (a *app) chores(ctx context.Context) error {
 				a.log.Error("save greeting", "err", err)
 			}
 		}
+		if a.wire != nil && phase == failover.Protecting && a.wire.State().Past > 0 {
+			a.mirror.Kick() // what they change is not seen
+		}
 		if err := a.actor.expireHeld(ctx, slow); err != nil {
 			a.log.Error("expire held deliveries", "err", err)
 		}

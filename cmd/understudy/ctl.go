@@ -156,6 +156,9 @@ func printStatus(w io.Writer, s api.Status) {
 			cable = "; its cable is out"
 		}
 		row("wire", "%s; production is at %s%s", way, n.MAC, cable)
+		if n.Past > 0 {
+			row("", "%d connections ran past the box in the last two minutes; `understudy network gather` has them come back through it", n.Past)
+		}
 	}
 	if p := s.Tap; p != nil {
 		row("mirror port", "%d sessions, %d of them with TLS; %d changes, %d messages; %d gaps, %d frames lost", p.Sessions, p.TLS, p.Changes, p.Messages, p.Gaps, p.Lost)

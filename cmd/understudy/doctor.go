@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -112,6 +113,30 @@ func (x *examination) wire(ctx context.Context, cfg config.Config) {
 	}
 	for _, f := range inline.Examine(ctx, s) {
 		x.add(f.Level, "network", f.Remedy, "%s", f.Text)
+	}
+	x.strays(ctx, s)
+}
+
+// strays looks for mail ports of production that are not diverted.
+func (x *examination) strays(ctx context.Context, s inline.Site) {
+	for _, p := range []struct {
+		port   uint16
+		remedy string
+	}{{143, "listen.imap"}, {993, "listen.imaps"}, {25, "listen.smtp"}, {587, "listen.submission"}, {465, "listen.submissions"}, {110, ""}, {995, ""}, {4190, ""}} {
+		if slices.ContainsFunc(s.Ports, func(have inline.Port) bool { return have.Port == p.port }) {
+			continue
+		}
+		addr := netip.AddrPortFrom(s.Addrs[0], p.port).String()
+		conn, err := (&net.Dialer{Timeout: 300 * time.Millisecond}).DialContext(ctx, "tcp", addr)
+		if err != nil {
+			continue
+		}
+		_ = conn.Close()
+		if p.remedy == "" {
+			x.add("note", "network", "", "production answers at %s, which passes untouched, and is not served in an outage", addr)
+			continue
+		}
+		x.add("warning", "network", fmt.Sprintf("set %s = \":%d\"", p.remedy, p.port), "production answers at %s, which is not diverted: it would not be served in an outage", addr)
 	}
 }
 

@@ -159,8 +159,19 @@ func (a *app) Bypass(_ context.Context, o api.Order) (api.Answer, error) {
 	return api.Answer{Text: "new connections go straight to production; those that are open stay where they are"}, nil
 }
 
+// Gather implements api.Service.
+func (a *app) Gather(context.Context, api.Order) (api.Answer, error) {
+	if a.wire == nil {
+		return api.Answer{}, errors.New("the box is not in the wire (network.mode)")
+	}
+	if err := a.wire.Gather(); err != nil {
+		return api.Answer{}, err
+	}
+	return api.Answer{Text: "connections that run past the box are reset as they speak, for half a minute; their clients come back through it"}, nil
+}
+
 func networkCmd(e env) error {
-	fs := e.flags("network", "plan|apply|remove|bypass on|bypass off")
+	fs := e.flags("network", "plan|apply|remove|bypass on|bypass off|gather")
 	c := ctlFlags(fs)
 	dry := fs.Bool("dry-run", false, "only show what would be done (apply, remove)")
 	usage := fs.Usage
@@ -176,9 +187,11 @@ func networkCmd(e env) error {
 	switch what {
 	case "bypass on", "bypass off":
 		return c.tell(e, "bypass", api.Order{Off: what == "bypass off"})
+	case "gather":
+		return c.tell(e, what, api.Order{})
 	case "plan", "apply", "remove":
 	default:
-		return fmt.Errorf("%w: %q is neither plan, apply, remove, bypass on nor bypass off", errUsage, what)
+		return fmt.Errorf("%w: %q is neither plan, apply, remove, bypass on, bypass off nor gather", errUsage, what)
 	}
 	cfg, err := readConfig(*c.config)
 	if err != nil {
@@ -223,6 +236,8 @@ apply       make the bridge, with the fence as it was: traffic passes (at boot, 
 remove      take all of it away: the two interfaces stand alone
 bypass on   have new connections go straight to production; open ones stay
 bypass off  have them come to the box again
+gather      reset connections that run past the box (they began before it, or while
+            it was down), so that their clients come back through it
 `
 
 func lines(steps []inline.Step) []string {

@@ -70,6 +70,7 @@ type Network struct {
 	Fenced  bool   `json:"fenced"` // production is kept apart, or its address taken
 	Cable   bool   `json:"cable"`  // production's
 	MAC     string `json:"mac"`    // of production
+	Past    int    `json:"past"`   // connections that run past the box
 	Problem string `json:"problem,omitempty"`
 }
 
@@ -127,6 +128,8 @@ type Service interface {
 	Scrub(ctx context.Context, o Order) (Answer, error)
 	// Bypass has new connections go straight to production, or (Off) no more.
 	Bypass(ctx context.Context, o Order) (Answer, error)
+	// Gather resets connections that run past the box.
+	Gather(ctx context.Context, o Order) (Answer, error)
 }
 
 // Handler serves a Service.
@@ -144,6 +147,7 @@ func Handler(s Service) http.Handler {
 	order(mux, "acknowledge", s.Acknowledge)
 	order(mux, "scrub", s.Scrub)
 	order(mux, "bypass", s.Bypass)
+	order(mux, "gather", s.Gather)
 	return mux
 }
 

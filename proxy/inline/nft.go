@@ -182,6 +182,23 @@ func (o *owner) flagged(t table) error {
 	return err
 }
 
+// past counts the connections that ran past the box lately.
+func past() (int, error) {
+	c, err := nftables.New()
+	if err != nil {
+		return 0, err
+	}
+	n := 0
+	for _, f := range families() {
+		e, err := c.GetSetElements(&nftables.Set{Table: &nftables.Table{Name: tableName, Family: nftables.TableFamilyBridge}, Name: "past" + f.n})
+		if err != nil {
+			return 0, fmt.Errorf("connections past the box: %w", err)
+		}
+		n += len(e)
+	}
+	return n, nil
+}
+
 // beat renews what is armed, in one batch: an element that is added again
 // keeps its old time.
 func (o *owner) beat(services []netip.AddrPort, cut bool, lives time.Duration) error {

@@ -238,6 +238,8 @@ func flags(text string, mask, want byte, op expr.CmpOp) term {
 func isSYN() term {
 	return flags("tcp flags & (fin | syn | rst | ack) == syn", 0x17, 0x02, expr.CmpOpEq)
 }
+func notRST() term { return flags("tcp flags & rst == 0", 0x04, 0, expr.CmpOpEq) }
+
 func notSYN() term {
 	return flags("tcp flags & (fin | syn | rst | ack) != syn", 0x17, 0x02, expr.CmpOpNeq)
 }

@@ -21,6 +21,7 @@ const (
 	flowLives   = time.Hour   // of a connection without packets
 	synLives    = time.Minute // of one that never carried data
 	macLives    = 3 * time.Hour
+	pastLives   = 2 * time.Minute
 	heartbeatOK = 1800 * time.Millisecond // after the last heartbeat new connections go straight to production
 )
 
@@ -50,6 +51,7 @@ func (s Site) bridgeTable() table {
 			set{name: "armed" + f.n, fields: service, timed: true},                   // new connections are diverted
 			set{name: "cut" + f.n, fields: service, timed: true},                     // those that went around the box are ended
 			set{name: "flow" + f.n, fields: flow, dynamic: true, timeout: flowLives}, // of clients
+			set{name: "past" + f.n, fields: flow, dynamic: true, timeout: pastLives}, // of clients, past the box
 			set{name: "up" + f.n, fields: flow, dynamic: true, timeout: flowLives})   // of production, to the box
 		pre.rules = append(pre.rules, rule{iif(s.LAN), f.etherType(), isTCP(), jump("lan" + f.n)}, rule{iif(s.Server), f.etherType(), isTCP(), jump("srv" + f.n)})
 		for _, typ := range f.icmpErrors {
@@ -62,7 +64,8 @@ func (s Site) bridgeTable() table {
 			chain{name: "lan" + f.n, rules: []rule{
 				{isSYN(), jump("syn" + f.n)},
 				{in("flow"+f.n, flow...), update("flow"+f.n, 0, flow...), jump("divert")},
-				{in("cut"+f.n, service...), jump("divert")}}},
+				{in("cut"+f.n, service...), notRST(), jump("divert")}, // no socket knows it: it is reset
+				{in("armed"+f.n, service...), update("past"+f.n, 0, flow...)}}},
 			chain{name: "syn" + f.n, rules: []rule{
 				{in("armed"+f.n, service...), update("flow"+f.n, synLives, flow...), jump("divert")},
 				// It goes straight: what is remembered of an earlier connection is void.

@@ -46,7 +46,9 @@ type Wire struct {
 	site    Site
 	memory  memory
 	armed   bool
-	gives   int // one-arm: how often it is still announced that it is not
+	gives   int       // one-arm: how often it is still announced that it is not
+	gather  time.Time // until then connections past the box are reset
+	past    int
 	problem string
 	lanMAC  net.HardwareAddr
 
@@ -222,8 +224,12 @@ func (w *Wire) keep(ctx context.Context) error {
 		}
 		w.mu.Lock()
 		err := w.beat()
-		if n%10 == 0 && err == nil {
+		// A fence that somebody takes down is up again at once, other things soon.
+		if (n%10 == 0 || w.site.Fenced) && err == nil {
 			err = w.apply()
+		}
+		if n%4 == 0 && err == nil && !w.site.OneArm {
+			w.past, err = past()
 		}
 		w.mu.Unlock()
 		if err != nil {
@@ -245,7 +251,7 @@ func (w *Wire) beat() error {
 			}
 		}
 	}
-	return w.owner.beat(services, w.site.Fenced, heartbeatOK)
+	return w.owner.beat(services, w.site.Fenced || time.Now().Before(w.gather), heartbeatOK)
 }
 
 // Arm has new connections to the mail ports come to the box, or not. Those that
@@ -258,6 +264,18 @@ func (w *Wire) Arm(on bool) error {
 		return errors.New("production is fenced: connections cannot go straight to it before the hand-back")
 	}
 	return errors.Join(w.turn(func() { w.armed = on }), w.beat())
+}
+
+// Gather resets the connections that run past the box, as they speak within the
+// next half minute, so that their clients come back through it.
+func (w *Wire) Gather() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.armed || w.site.OneArm {
+		return errors.New("connections do not come to the box: there is nowhere to gather them")
+	}
+	w.gather = time.Now().Add(30 * time.Second)
+	return w.beat()
 }
 
 // Fence keeps production and its clients apart. It is noted on disk first, and
@@ -274,6 +292,7 @@ func (w *Wire) Fence(epoch uint64) error {
 	if err := w.turn(func() { w.site.Fenced = true }); err != nil || w.site.OneArm {
 		return err
 	}
+	w.armed = true // whatever was ordered while production lived
 	// What may pass goes its own way before the fence is up, and until it is down.
 	if err := w.pass(true); err != nil {
 		w.opt.Log.Error("let other ports through the fence", "err", err)
@@ -375,6 +394,7 @@ type State struct {
 	Fenced  bool // production is kept apart, or its address taken
 	Cable   bool // production's
 	MAC     string
+	Past    int // connections that run past the box
 	Problem string
 }
 
@@ -382,7 +402,7 @@ type State struct {
 func (w *Wire) State() State {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	s := State{Armed: w.armed && w.site.MAC != nil, Fenced: w.site.Fenced, Cable: !w.down.Load(), Problem: w.problem, MAC: w.site.reach().String()}
+	s := State{Armed: w.armed && w.site.MAC != nil, Fenced: w.site.Fenced, Cable: !w.down.Load(), Problem: w.problem, MAC: w.site.reach().String(), Past: w.past}
 	if w.site.MAC == nil && s.Problem == "" {
 		s.Problem = "production's hardware address is not known yet: it has not been seen on " + w.site.Server + "; until then nothing is diverted (network.mac tells it)"
 	}

@@ -208,6 +208,17 @@ func TestT4_FailToWire(t *testing.T) {
 				t.Logf("%s: the box again %.1f ms after its start, %d connections failed", v.name, ms(d), failed)
 			}
 			same(t, n.site, n.b, u, 20*time.Second)
+			// What began past the box goes on there, until it is gathered.
+			n.until(t, 10*time.Second, "counted", func() bool {
+				do(t, c, "NOOP")
+				return must(n.b.Status(t.Context()))(t).Network.Past > 0
+			})
+			order(t, n.b, "network", "gather")
+			asked := time.Now()
+			if _, err := c.Do("NOOP", nil); err == nil || time.Since(asked) > 2*time.Second {
+				t.Errorf("a gathered connection: %v after %s", err, time.Since(asked))
+			}
+			check(t, served(n.client, server6, u, 5*time.Second))
 		})
 	}
 

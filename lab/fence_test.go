@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -394,5 +395,49 @@ func TestT18_ListenersOfANewCard(t *testing.T) {
 	hear("after")
 	if got := n.client.Neighbour("eth0", server4); got != mac.String() {
 		t.Errorf("the client has %s for production, which is at %s now", got, mac)
+	}
+}
+
+// B5, N17: what was on its way to production when that was lost must not arrive
+// later: the standby has done it. The kernel would go on sending it.
+func TestB5_NothingArrivesLate(t *testing.T) {
+	n := newNetwork(t)
+	n.serve(t, 1)
+	n.plug(t, quick())
+	n.armed(t)
+	waitPhase(t, n.b, "protecting")
+	u := n.site.Users[0]
+	c := login(t, n.client, server4, u)
+	do(t, c, "SELECT INBOX")
+	check(t, n.cable.Up("server", false))
+	if _, _, err := c.Append(imapc.Appending{Mailbox: "INBOX", Body: message("in-flight", 20_000)}); err != nil {
+		t.Fatal(err)
+	}
+	if r := sendFrom(t, n.client, at(server4, 25), "x@other.test", string(message("in-flight-mail", 20_000)), u); r.Code != 250 {
+		t.Fatal(r)
+	}
+	waitPhase(t, n.b, "serving")
+	// A connection that was given up and has data left (FIN_WAIT1): local and remote
+	// address, state, queues.
+	check(t, n.box.Do(func() error {
+		b, err := os.ReadFile("/proc/thread-self/net/tcp")
+		for l := range strings.Lines(string(b)) {
+			if f := strings.Fields(l); len(f) > 4 && f[3] == "04" && !strings.HasPrefix(f[4], "00000000:") {
+				t.Errorf("the kernel still has something to send: %s", l)
+			}
+		}
+		return err
+	}))
+	time.Sleep(5 * time.Second) // it would try more seldom by now
+	check(t, n.cable.Up("server", true))
+	waitPhase(t, n.b, "returning")
+	order(t, n.b, "handback")
+	time.Sleep(7 * time.Second)
+	d := must(n.site.Direct(t.Context(), u))(t)
+	defer d.Close()
+	for _, id := range []string{"in-flight", "in-flight-mail"} {
+		if k := countMessage(t, d, id); k != 1 {
+			t.Errorf("%s is there %d times", id, k)
+		}
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"understudy/lab/hosts"
 	"understudy/lab/site"
 	"understudy/replica/imapc"
 	"understudy/snoop/smtpwire"
@@ -18,7 +19,17 @@ import (
 // success.
 func send(t *testing.T, addr, from, body string, rcpts ...string) smtpwire.Reply {
 	t.Helper()
-	conn := must(net.DialTimeout("tcp", addr, 10*time.Second))(t)
+	return converse(t, must(net.DialTimeout("tcp", addr, 10*time.Second))(t), from, body, rcpts...)
+}
+
+// sendFrom is send from a host.
+func sendFrom(t *testing.T, h *hosts.Host, addr, from, body string, rcpts ...string) smtpwire.Reply {
+	t.Helper()
+	return converse(t, must(h.Dial(t.Context(), addr))(t), from, body, rcpts...)
+}
+
+func converse(t *testing.T, conn net.Conn, from, body string, rcpts ...string) smtpwire.Reply {
+	t.Helper()
 	defer func() { _ = conn.Close() }()
 	_ = conn.SetDeadline(time.Now().Add(30 * time.Second))
 	br := bufio.NewReader(conn)

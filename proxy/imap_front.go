@@ -345,8 +345,8 @@ func (p *Proxy) Introduce(ctx context.Context) error {
 		return err
 	}
 	p.learnBanner(up)
-	_, err = io.WriteString(up, "U9 LOGOUT\r\n")
-	return errors.Join(err, up.Close())
+	_, _ = up.command("U9", "LOGOUT") // it says BYE
+	return up.Close()
 }
 
 // Greeting returns what was learned, to be kept.

@@ -75,6 +75,11 @@ func (e Endpoint) dial(ctx context.Context, c Client) (net.Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("production: %w", err)
 	}
+	// Whoever gives a connection up asks somebody else: what the kernel has not
+	// got through by then must not arrive later.
+	if l, ok := conn.(interface{ SetLinger(sec int) error }); ok {
+		_ = l.SetLinger(0)
+	}
 	if e.ProxyProtocol {
 		if _, err := conn.Write(proxyHeader(c.Addr, c.Local)); err != nil {
 			_ = conn.Close()

@@ -26,9 +26,10 @@ func transparent(network string, c syscall.RawConn) error {
 	return errors.Join(e, err)
 }
 
-// conn resets its peer if the process is killed, and else closes in order. With
+// conn resets the client if the process is killed, and else closes in order. With
 // both sides of a diverted connection on the same ports, orderly ends from a dead
-// process would have the two peers answer each other without end.
+// process would have the two peers answer each other without end. (Connections to
+// production are reset in any case.)
 type conn struct{ *net.TCPConn }
 
 func hard(c net.Conn) net.Conn {
@@ -98,8 +99,5 @@ func dialAs(ctx context.Context, client netip.AddrPort, to netip.AddrPort) (net.
 	if errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.EADDRINUSE) || errors.Is(err, unix.EACCES) {
 		c, err = try(netip.AddrPortFrom(client.Addr(), 0))
 	}
-	if err != nil {
-		return nil, err
-	}
-	return hard(c), nil
+	return c, err
 }

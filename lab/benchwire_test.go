@@ -32,7 +32,7 @@ func TestBench_Wire(t *testing.T) {
 		t.Fatal(err)
 	}
 	blob := make([]byte, 64<<20)
-	go source(t, n.server, ":8080", blob)
+	accepting(t, n.server, ":8080", func(c net.Conn) { _, _ = c.Write(blob) })
 	type figures struct{ fetch, bulk, one, many float64 }
 	measure := func(name, addr string) figures {
 		f := figures{fetch: fetchRate(t, n, addr, u, len(big)), bulk: bulkRate(t, n.client, addr, len(blob)), one: connRate(n.client, addr, 1), many: connRate(n.client, addr, 8)}
@@ -56,24 +56,6 @@ func TestBench_Wire(t *testing.T) {
 		time.Sleep(time.Second)
 		t.Logf("%s, of the rate without the box: bridged FETCH %.2f, other port %.2f, connections %.2f / %.2f; diverted FETCH %.2f, other port %.2f, connections %.2f / %.2f", addr,
 			bri.fetch/dir.fetch, bri.bulk/dir.bulk, bri.one/dir.one, bri.many/dir.many, div.fetch/dir.fetch, div.bulk/dir.bulk, div.one/dir.one, div.many/dir.many)
-	}
-}
-
-// source sends the same to everybody.
-func source(t *testing.T, h *hosts.Host, addr string, blob []byte) {
-	l, err := h.Listen(addr)
-	if err != nil {
-		t.Error(err)
-		return
-	}
-	t.Cleanup(func() { _ = l.Close() })
-	for {
-		c, err := l.Accept()
-		if err != nil {
-			return
-		}
-		_, _ = c.Write(blob)
-		_ = c.Close()
 	}
 }
 

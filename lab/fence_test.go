@@ -21,44 +21,33 @@ import (
 // sink is another site's mail server: it takes everything, and counts it.
 func sink(t *testing.T, h *hosts.Host, addr string) *atomic.Int64 {
 	t.Helper()
-	l := must(h.Listen(addr))(t)
-	t.Cleanup(func() { _ = l.Close() })
 	n := &atomic.Int64{}
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
+	accepting(t, h, addr, func(c net.Conn) {
+		br := bufio.NewReader(c)
+		_, _ = io.WriteString(c, "220 other.test\r\n")
+		for data := false; ; {
+			line, err := br.ReadString('\n')
+			switch {
+			case err != nil:
 				return
+			case data && line == ".\r\n":
+				data = false
+				n.Add(1)
+			case data:
+				continue
+			case strings.HasPrefix(strings.ToUpper(line), "DATA"):
+				data = true
+				_, _ = io.WriteString(c, "354 go\r\n")
+				continue
 			}
-			go func() {
-				defer func() { _ = c.Close() }()
-				br := bufio.NewReader(c)
-				_, _ = io.WriteString(c, "220 other.test\r\n")
-				for data := false; ; {
-					line, err := br.ReadString('\n')
-					switch {
-					case err != nil:
-						return
-					case data && line == ".\r\n":
-						data = false
-						n.Add(1)
-					case data:
-						continue
-					case strings.HasPrefix(strings.ToUpper(line), "DATA"):
-						data = true
-						_, _ = io.WriteString(c, "354 go\r\n")
-						continue
-					}
-					_, _ = io.WriteString(c, "250 ok\r\n")
-				}
-			}()
+			_, _ = io.WriteString(c, "250 ok\r\n")
 		}
-	}()
+	})
 	return n
 }
 
-// echo serves a port as ssh would: what comes goes back.
-func echo(t *testing.T, h *hosts.Host, addr string) {
+// accepting serves a port of a host until the test ends.
+func accepting(t *testing.T, h *hosts.Host, addr string, f func(net.Conn)) {
 	t.Helper()
 	l := must(h.Listen(addr))(t)
 	t.Cleanup(func() { _ = l.Close() })
@@ -68,9 +57,18 @@ func echo(t *testing.T, h *hosts.Host, addr string) {
 			if err != nil {
 				return
 			}
-			go func() { _, _ = io.Copy(c, c); _ = c.Close() }()
+			go func() {
+				defer func() { _ = c.Close() }()
+				f(c)
+			}()
 		}
 	}()
+}
+
+// echo serves a port as ssh would: what comes goes back.
+func echo(t *testing.T, h *hosts.Host, addr string) {
+	t.Helper()
+	accepting(t, h, addr, func(c net.Conn) { _, _ = io.Copy(c, c) })
 }
 
 // shell is a session with echo.

@@ -244,22 +244,11 @@ func TestT3_OtherPorts(t *testing.T) {
 // told serves a port: it tells the peer its address, and sends back what comes.
 func told(t *testing.T, h *hosts.Host, addr string) {
 	t.Helper()
-	l := must(h.Listen(addr))(t)
-	t.Cleanup(func() { _ = l.Close() })
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				host, _, _ := net.SplitHostPort(c.RemoteAddr().String())
-				_, _ = fmt.Fprintln(c, host)
-				_, _ = io.Copy(c, c)
-				_ = c.Close()
-			}()
-		}
-	}()
+	accepting(t, h, addr, func(c net.Conn) {
+		host, _, _ := net.SplitHostPort(c.RemoteAddr().String())
+		_, _ = fmt.Fprintln(c, host)
+		_, _ = io.Copy(c, c)
+	})
 }
 
 // transfer sends 2 MiB to and fro; it returns the address that the other side saw.

@@ -7,14 +7,11 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/google/nftables"
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -254,117 +251,6 @@ func (w *Wire) beat() error {
 	return w.owner.beat(services, w.site.Fenced || time.Now().Before(w.gather), heartbeatOK)
 }
 
-// Arm has new connections to the mail ports come to the box, or not. Those that
-// are open stay where they are; but beside production the address moves as a
-// whole, and open connections break.
-func (w *Wire) Arm(on bool) error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if !on && w.site.Fenced {
-		return errors.New("production is fenced: connections cannot go straight to it before the hand-back")
-	}
-	return errors.Join(w.turn(func() { w.armed = on }), w.beat())
-}
-
-// Gather resets the connections that run past the box, as they speak within the
-// next half minute, so that their clients come back through it.
-func (w *Wire) Gather() error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if !w.armed || w.site.OneArm {
-		return errors.New("connections do not come to the box: there is nowhere to gather them")
-	}
-	w.gather = time.Now().Add(30 * time.Second)
-	return w.beat()
-}
-
-// Fence keeps production and its clients apart. It is noted on disk first, and
-// stays when the process dies.
-func (w *Wire) Fence(epoch uint64) error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	was := w.site.Fenced
-	w.site.Fenced = true
-	err := w.save(epoch)
-	if w.site.Fenced = was; err != nil {
-		return err
-	}
-	if err := w.turn(func() { w.site.Fenced = true }); err != nil || w.site.OneArm {
-		return err
-	}
-	w.armed = true // whatever was ordered while production lived
-	// What may pass goes its own way before the fence is up, and until it is down.
-	if err := w.pass(true); err != nil {
-		w.opt.Log.Error("let other ports through the fence", "err", err)
-	}
-	if err := w.apply(); err != nil {
-		return err
-	}
-	if w.opt.Open {
-		if err := w.owner.remake(w.site.fenceTable()); err != nil {
-			return err
-		}
-	}
-	return w.beat()
-}
-
-// pass makes or removes the table of what passes the fence. mu is held.
-func (w *Wire) pass(on bool) error {
-	if w.site.MAC == nil || len(w.site.Pass) == 0 {
-		return nil
-	}
-	lan, err1 := net.InterfaceByName(w.site.LAN)
-	srv, err2 := net.InterfaceByName(w.site.Server)
-	if err := errors.Join(err1, err2); err != nil {
-		return err
-	}
-	return keep(w.site.passTable(lan.Index, srv.Index)).set(!on)
-}
-
-// Release lets production and its clients talk again, and tells the network
-// where it is.
-func (w *Wire) Release(epoch uint64) error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	was := w.site.Fenced
-	if err := w.turn(func() { w.site.Fenced = false }); err != nil {
-		return err
-	}
-	if w.site.OneArm {
-		return w.save(epoch)
-	}
-	if w.site.NewMAC != nil {
-		w.site.MAC, w.site.NewMAC = w.site.NewMAC, nil
-	}
-	if w.opt.Open {
-		if err := w.owner.drop(w.site.fenceTable()); err != nil {
-			return err
-		}
-	}
-	if err := w.apply(); err != nil {
-		return err
-	}
-	if err := w.pass(false); err != nil {
-		return err
-	}
-	if err := w.save(epoch); err != nil {
-		return err
-	}
-	if was {
-		w.announce()
-	}
-	return w.beat()
-}
-
-// announce tells the network where production is. mu is held.
-func (w *Wire) announce() {
-	for _, a := range w.site.Addrs {
-		if w.site.MAC != nil {
-			w.send(w.lan, claim(w.site.MAC, w.site.MAC, a, nil, netip.Addr{}))
-		}
-	}
-}
-
 func (w *Wire) send(p *packets, frame []byte) {
 	if _, err := p.Write(frame); err != nil {
 		w.opt.Log.Debug("send frame", "on", p.Name(), "err", err)
@@ -409,70 +295,6 @@ func (w *Wire) State() State {
 	return s
 }
 
-// watchLink hears of the cable.
-func (w *Wire) watchLink(ctx context.Context) error {
-	ch, done := make(chan netlink.LinkUpdate), make(chan struct{})
-	if err := netlink.LinkSubscribeWithOptions(ch, done, netlink.LinkSubscribeOptions{ListExisting: true}); err != nil {
-		return fmt.Errorf("watch links: %w", err)
-	}
-	defer close(done)
-	for {
-		select {
-		case u, ok := <-ch:
-			if !ok {
-				return errors.New("watch links: the kernel ended it")
-			}
-			const running = 0x40 // IFF_RUNNING: there is a carrier
-			if u.Attrs().Name != w.site.Server {
-				continue
-			}
-			if down := u.IfInfomsg.Flags&running == 0; down != w.down.Swap(down) {
-				w.opt.Log.Info("production's cable", "up", !down)
-				w.opt.Link(!down)
-			}
-		case <-ctx.Done():
-			return nil
-		}
-	}
-}
-
-// watchTags finds out whether production's frames carry VLAN tags, which are not
-// diverted.
-func (w *Wire) watchTags(ctx context.Context) error {
-	return w.read(ctx, w.tagged, func([]byte) {
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		if w.problem == "" {
-			w.problem = "frames on " + w.site.Server + " carry VLAN tags: they pass, but are not diverted. Put the box where production's traffic is untagged"
-			w.opt.Log.Error("network", "problem", w.problem)
-		}
-	})
-}
-
-// read hands every frame of a socket to f.
-func (w *Wire) read(ctx context.Context, p *packets, f func([]byte)) error {
-	defer context.AfterFunc(ctx, func() { _ = p.SetReadDeadline(time.Unix(1, 0)) })()
-	buf := make([]byte, 4096)
-	for {
-		n, err := p.Read(buf)
-		switch {
-		case ctx.Err() != nil:
-			return nil
-		case err != nil && !errors.Is(err, os.ErrClosed):
-			// The interface went down, or the like.
-			select {
-			case <-time.After(100 * time.Millisecond):
-			case <-ctx.Done():
-				return nil
-			}
-		case err != nil:
-			return err
-		default:
-			f(buf[:n])
-		}
-	}
-}
-
 // Close ends it. What is fenced stays fenced.
 func (w *Wire) Close() error {
 	var errs []error
@@ -493,12 +315,6 @@ func (w *Wire) Close() error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// fenceTable is a fence that ends with the process.
-func (s Site) fenceTable() table {
-	return table{family: nftables.TableFamilyBridge, name: tableName + "_fence", owned: true, chains: []chain{{name: "forward", hook: "forward", num: nftables.ChainHookForward, prio: -300,
-		rules: []rule{{iif(s.Server), drop()}, {oif(s.Server), drop()}}}}}
 }
 
 // PlanFor is what would be done to bring the wire about, or to take it away,

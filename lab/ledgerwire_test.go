@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -110,6 +112,9 @@ func TestB12_LedgerInTheWire(t *testing.T) {
 	stop()
 	settled(t, n.b)
 	judged(t, n.site, l)
+	if dir := os.Getenv("UNDERSTUDY_LOGS"); dir != "" && t.Failed() {
+		check(t, os.WriteFile(filepath.Join(dir, t.Name()+".history"), book.History(), 0o600))
+	}
 	t.Logf("the box was killed %d times", boxKilled)
 	// Production lived on while it was cut off, and gave UIDs that the standby had
 	// given, too: such a mailbox is shown with another UIDVALIDITY from then on, and

@@ -136,6 +136,9 @@ func (s *imapSession) follow(piece imapwire.Piece, b []byte, production bool) (c
 		if to := copyTarget(cmd); to != "" {
 			cmd.Mark = s.p.opt.Tap.Mark(s.account, to)
 		}
+		if production {
+			s.asking[cmd] = s.p.opt.Tap.Asking(s.account, cmd)
+		}
 		return cmd, wait, nil
 	case !cmd.Message || cmd.Extra || cmd.Answered():
 		return cmd, wait, nil

@@ -242,6 +242,7 @@ func (s *imapSession) serverUnit(ctx context.Context, up *upstream, line []byte,
 		if err := s.settleAnswer(ctx, &ev, &sp, flush); err != nil {
 			return v, err
 		}
+		s.known(ev.Cmd)
 	}
 	if out := s.rewrite(ev, line, production); out != nil {
 		v.line = out

@@ -86,6 +86,7 @@ type imapSession struct {
 	numbers imapsession.Numbers
 	news    news
 	spools  map[*imapsession.Cmd]row.Spool
+	asking  map[*imapsession.Cmd]func()        // commands that production was sent: to be called when it is known what became of them
 	done    map[*imapsession.Cmd]string        // unanswered commands that a lost upstream had done: code of their OK
 	before  map[*imapsession.Cmd]*row.Snapshot // what the replica held when a SELECT was sent
 	waiting *imapsession.Cmd                   // the client pump waits for its continuation
@@ -105,7 +106,7 @@ type imapSession struct {
 
 func newIMAPSession(p *Proxy, account string, l Login, who Client, client net.Conn) *imapSession {
 	s := &imapSession{p: p, account: account, login: l, who: who, client: client, track: imapsession.New(account), heard: time.Now(),
-		spools: map[*imapsession.Cmd]row.Spool{}, done: map[*imapsession.Cmd]string{},
+		spools: map[*imapsession.Cmd]row.Spool{}, done: map[*imapsession.Cmd]string{}, asking: map[*imapsession.Cmd]func(){},
 		before: map[*imapsession.Cmd]*row.Snapshot{}, send: newLock(), wmu: newLock(), proceed: make(chan bool, 1), calm: make(chan struct{}, 1), ended: make(chan struct{})}
 	s.attached = sync.NewCond(s.send)
 	return s
@@ -268,8 +269,20 @@ func (s *imapSession) settle(up *upstream) {
 		if up.lease.Side == Production && imapsession.Changes(c.Verb) && c.Complete() {
 			s.p.opt.Tap.Unanswered(s.account, c)
 		}
+		s.known(c)
 	}
 	up.lease.Release()
+}
+
+// known notes that it is known, or kept, what became of a command.
+func (s *imapSession) known(c *imapsession.Cmd) {
+	s.mu.Lock()
+	answered := s.asking[c]
+	delete(s.asking, c)
+	s.mu.Unlock()
+	if answered != nil {
+		answered()
+	}
 }
 
 // retire leaves an upstream at a command boundary, or at once if the lease has

@@ -117,6 +117,9 @@ type Tap interface {
 	Follow(ctx context.Context, account, mailbox string)
 	// Hint tells that a mailbox changed in a way that was not followed.
 	Hint(account, mailbox string)
+	// Asking notes a command that is about to be sent to production; answered, if
+	// not nil, is called when its outcome is known, or Unanswered was told of it.
+	Asking(account string, c *imapsession.Cmd) (answered func())
 	// Unanswered tells of a command that production did not answer before the
 	// session was lost.
 	Unanswered(account string, c *imapsession.Cmd)

@@ -67,6 +67,7 @@ type Store struct {
 	routes   map[string]row.Route
 	twins    map[uint64]row.Twin
 	answers  *answers
+	intents  *intents
 	nextID   uint64
 	cached   int // rows in snapshots
 }
@@ -105,6 +106,13 @@ func Open(o Options) (*Store, error) {
 	if s.answers, err = openAnswers(o.Dir); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
+	var left []intent
+	if s.intents, left, err = openIntents(o.Dir); err == nil {
+		err = s.settleIntents(left)
+	}
+	if err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
 	return s, nil
 }
 
@@ -113,6 +121,9 @@ func (s *Store) Close() error {
 	err := errors.Join(s.Meta.Close(), s.Blobs.Close())
 	if s.answers != nil {
 		err = errors.Join(err, s.answers.f.Close())
+	}
+	if s.intents != nil {
+		err = errors.Join(err, s.intents.f.Close())
 	}
 	return err
 }

@@ -242,3 +242,27 @@ func TestN18_Delivered(t *testing.T) {
 		t.Error("an older one, or not all recipients")
 	}
 }
+
+// B5, M16: a MOVE that was sent, and whose answer nobody knows since the process
+// was ended, is a doubt of the next one; one that was answered is none.
+func TestB5_MoveWithoutAnswer(t *testing.T) {
+	dir := t.TempDir()
+	s := seeded(t, dir)
+	s.Intend("ada", row.Doubt{From: "INBOX", To: "Filed", UIDs: []uint32{1, 2}})
+	s.Intend("ada", row.Doubt{From: "INBOX", To: "Filed", UIDs: []uint32{3}})()
+	s.Intend("nobody", row.Doubt{From: "INBOX", To: "Filed", UIDs: []uint32{3}})
+	s.Intend("ada", row.Doubt{From: "Gone", To: "Filed", UIDs: []uint32{3}})
+	if err := s.Close(); err != nil { // as the kernel closes files of the dead: nothing is struck off
+		t.Fatal(err)
+	}
+	for range 2 { // it is told of once
+		s = open(t, dir)
+		d, err := s.Doubts("ada")
+		if err != nil || len(d) != 1 || !slices.Equal(d[0].UIDs, []uint32{1, 2}) || len(d[0].Refs) != 2 {
+			t.Fatalf("doubts %+v %v", d, err)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

@@ -35,6 +35,7 @@ type Replica interface {
 	LearnCopy(ctx context.Context, user string, c row.CopyOf) error
 	Hold(ctx context.Context, h row.Held) (row.Held, error)
 	NoteDoubt(ctx context.Context, user string, d row.Doubt) error
+	Intend(user string, d row.Doubt) (answered func())
 	Confirm(id uint64)
 	Owe(ctx context.Context, id uint64) error
 	Forget(ctx context.Context, id uint64) error
@@ -108,20 +109,36 @@ func (c *Cache) Follow(ctx context.Context, account, mailbox string) {
 // Hint tells that a mailbox changed in a way that was not followed.
 func (c *Cache) Hint(account, mailbox string) { c.opt.Syncer.Hint(account, mailbox) }
 
-// Unanswered tells of a command that production did not answer before the
-// session was lost.
-func (c *Cache) Unanswered(account string, cmd *imapsession.Cmd) {
+// moving is the doubt that an unanswered MOVE leaves; ok is false for other
+// commands.
+func moving(cmd *imapsession.Cmd) (d row.Doubt, ok bool) {
 	if cmd.Verb != "MOVE" && cmd.Verb != "UID MOVE" || len(cmd.UIDs) == 0 {
-		return
+		return d, false
 	}
 	r := cmd.Args()
 	r.Set()
 	r.SP()
 	to := r.Mailbox()
-	if r.Err() != nil {
+	return row.Doubt{From: cmd.Mailbox, To: to, UIDs: cmd.UIDs, Mark: cmd.Mark}, r.Err() == nil
+}
+
+// Asking notes a command that is about to be sent to production, if it matters
+// should this process end before its answer. answered, which may be nil, has to be
+// called when it was answered, or Unanswered told of.
+func (c *Cache) Asking(account string, cmd *imapsession.Cmd) (answered func()) {
+	if d, ok := moving(cmd); ok {
+		return c.opt.Replica.Intend(account, d)
+	}
+	return nil
+}
+
+// Unanswered tells of a command that production did not answer before the
+// session was lost.
+func (c *Cache) Unanswered(account string, cmd *imapsession.Cmd) {
+	d, ok := moving(cmd)
+	if !ok {
 		return
 	}
-	d := row.Doubt{From: cmd.Mailbox, To: to, UIDs: cmd.UIDs, Mark: cmd.Mark}
 	if _, src, dst, err := copyUID(cmd.CopyUID); err == nil {
 		d.UIDs, d.Dst = src, dst
 	}

@@ -139,6 +139,7 @@ func (p *primary) Mark(string, string) uint32                                   
 func (p *primary) Changes(string, string, uint64, []uint32) []row.FlagsOf          { return nil }
 func (p *primary) Known(string, string) *row.Snapshot                              { return nil }
 func (p *primary) Unanswered(string, *imapsession.Cmd)                             {}
+func (p *primary) Asking(string, *imapsession.Cmd) func()                          { return nil }
 func (p *primary) Hint(string, string)                                             {}
 func (p *primary) Follow(context.Context, string, string)                          {}
 func (p *primary) Virtual(string, string) uint32                                   { return 0 }

@@ -20,7 +20,7 @@ import (
 // wireSite is the network's settings as the wire wants them.
 func wireSite(c config.Config) (inline.Site, error) {
 	n := c.Network
-	s := inline.Site{OneArm: n.Mode == "one-arm", LAN: n.LAN, Server: n.Server, Bridge: n.Bridge}
+	s := inline.Site{OneArm: n.Mode == "one-arm", LAN: n.LAN, Server: n.Server, Bridge: n.Bridge, Open: n.WhenDead == "open"}
 	var errs []error
 	keep := func(key string, err error) {
 		if err != nil {
@@ -79,7 +79,7 @@ func (a *app) openWire(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	a.wire, err = inline.Open(ctx, inline.Options{Site: s, Memory: wireMemory(a.cfg), Open: a.cfg.Network.WhenDead == "open", Log: a.log,
+	a.wire, err = inline.Open(ctx, inline.Options{Site: s, Memory: wireMemory(a.cfg), Log: a.log,
 		Absent: func() bool {
 			p := a.keeper.State().Phase
 			a.hmu.Lock()

@@ -55,7 +55,7 @@ func (w *Wire) Fence(epoch uint64) error {
 	if err := w.apply(); err != nil {
 		return err
 	}
-	if w.opt.Open {
+	if w.site.Open {
 		if err := w.owner.remake(w.site.fenceTable()); err != nil {
 			return err
 		}
@@ -91,7 +91,7 @@ func (w *Wire) Release(epoch uint64) error {
 	if w.site.NewMAC != nil {
 		w.site.MAC, w.site.NewMAC = w.site.NewMAC, nil
 	}
-	if w.opt.Open {
+	if w.site.Open {
 		if err := w.owner.drop(w.site.fenceTable()); err != nil {
 			return err
 		}

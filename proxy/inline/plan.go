@@ -164,7 +164,7 @@ func (s Site) Desired() []item {
 	if !s.OneArm {
 		add(sysctlItem{"net.bridge.bridge-nf-call-iptables", "0"}, sysctlItem{"net.bridge.bridge-nf-call-ip6tables", "0"}, bridgeItem{s.Bridge, s.BridgeMAC})
 		for _, p := range []string{s.LAN, s.Server} {
-			add(sysctlItem{"net.ipv6.conf." + p + ".disable_ipv6", "1"}, portItem{p, s.Bridge}, isolatedItem{p, s.Fenced})
+			add(sysctlItem{"net.ipv6.conf." + p + ".disable_ipv6", "1"}, portItem{p, s.Bridge}, isolatedItem{p, s.Fenced && !s.Open})
 		}
 		// Nothing passes before the fence is as it has to be.
 		add(upItem{s.Bridge})

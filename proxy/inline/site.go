@@ -49,6 +49,9 @@ type Site struct {
 	Ports     []Port
 	Pass      []uint16 // TCP ports that the fence lets through
 	Fenced    bool
+	// Open: a fence ends with the process, so that production can be reached if
+	// the box dies in an outage. Else it stays.
+	Open bool
 }
 
 // reach is production's address on its own side.

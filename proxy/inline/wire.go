@@ -21,9 +21,6 @@ type Options struct {
 	// Memory is the file with what outlives the process: production's address,
 	// and whether it is fenced.
 	Memory string
-	// Open: a fence ends with the process, so that production can be reached if
-	// the box dies in an outage. Else it stays.
-	Open bool
 	// Absent reports that production does not answer for its address, so that
 	// the box has to.
 	Absent func() bool
@@ -95,7 +92,7 @@ func Open(ctx context.Context, o Options) (*Wire, error) {
 func (w *Wire) open(ctx context.Context) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.opt.Open || w.site.OneArm {
+	if w.site.Open || w.site.OneArm {
 		w.site.Fenced = false // until it is raised again
 	}
 	if err := w.apply(); err != nil {
@@ -171,8 +168,7 @@ func (w *Wire) Listeners(name string) []net.Listener {
 
 // apply brings the kernel to what is desired. mu is held.
 func (w *Wire) apply() error {
-	s := w.kernel()
-	steps, err := s.Plan()
+	steps, err := w.site.Plan()
 	if err != nil {
 		return err
 	}
@@ -180,14 +176,6 @@ func (w *Wire) apply() error {
 		w.opt.Log.Info("network", "op", st.Op, "what", st.What.String())
 	}
 	return Run(steps)
-}
-
-// kernel is the site as the kernel has to have it: a fence that ends with the
-// process is not there.
-func (w *Wire) kernel() Site {
-	s := w.site
-	s.Fenced = s.Fenced && !w.opt.Open
-	return s
 }
 
 // Run keeps the wire until ctx ends, and then has new connections go straight

@@ -75,13 +75,9 @@ func TestB5_KillsUnderLoad(t *testing.T) {
 	if n := l.Broken.Load(); n > 0 {
 		t.Errorf("%d sessions broke: %v", n, l.Breaks())
 	}
-	legal(t, book)
+	legal(t, book, b)
 	order(t, b, "sync")
-	for _, u := range s.Users {
-		if diff := fingerprint(t, direct(s), u).Diff(fingerprint(t, b.IMAP, u)); diff != "" {
-			t.Errorf("through the box %s differs:\n%s", u, diff)
-		}
-	}
+	alike(t, s, b)
 }
 
 // B5, M16: the Understudy itself is killed with -9 under load, at random moments
@@ -136,11 +132,7 @@ func TestB5_UnderstudyKilled(t *testing.T) {
 	stop()
 	settled(t, b)
 	judged(t, s, l)
-	legal(t, book)
+	legal(t, book, b)
 	order(t, b, "sync")
-	for _, u := range s.Users {
-		if diff := fingerprint(t, direct(s), u).Diff(fingerprint(t, b.IMAP, u)); diff != "" {
-			t.Errorf("through the box %s differs:\n%s", u, diff)
-		}
-	}
+	alike(t, s, b)
 }

@@ -386,13 +386,16 @@ func (a *app) controlSocket() (net.Listener, error) {
 	return l, os.Chmod(path, 0o600)
 }
 
+// pastSweep is the least pause between sweeps because of connections past the box.
+const pastSweep = 20 * time.Second
+
 // chores do what has to be done now and then.
 func (a *app) chores(ctx context.Context) error {
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
 	slow := time.Now()
 	var told proxy.Greeting
-	introduced := false
+	introduced, kicked := false, time.Time{}
 	for {
 		select {
 		case <-ctx.Done():
@@ -418,7 +421,8 @@ func (a *app) chores(ctx context.Context) error {
 				a.log.Error("save greeting", "err", err)
 			}
 		}
-		if a.wire != nil && phase == failover.Protecting && a.wire.State().Past > 0 {
+		if a.wire != nil && phase == failover.Protecting && a.wire.State().Past > 0 && slow.Sub(kicked) > pastSweep {
+			kicked = slow
 			a.mirror.Kick() // what they change is not seen
 		}
 		if err := a.actor.expireHeld(ctx, slow); err != nil {

@@ -503,27 +503,35 @@ func (b *box) finish(Plan) error {
 // maxBump bounds the changes made to raise HIGHESTMODSEQ.
 const maxBump = 20_000
 
-// bump raises HIGHESTMODSEQ by changing a flag of a message back and forth. The
-// message is one of the mailbox, which ends as it was; without any there is
-// nothing that a client could miss.
+// idle returns a flag that a message does not have.
+func idle(m *row.Message) string {
+	for _, f := range []string{`\Flagged`, `\Answered`, `\Draft`} {
+		if !m.HasFlag(f) {
+			return f
+		}
+	}
+	return "$Bumped"
+}
+
+// bump raises HIGHESTMODSEQ by giving a message a flag that it does not have, and
+// taking it away, as often as needed. The message is one of the mailbox, which
+// ends as it was; without any there is nothing that a client could miss. If this
+// is cut off, the flag may stay; a flag that a client has set is never touched.
 func (b *box) bump(by uint64) error {
 	sn, err := b.opt.Store.SnapshotByID(b.name, b.id)
 	if err != nil || len(sn.Rows) == 0 {
 		return err
 	}
 	r := sn.Rows[len(sn.Rows)-1]
-	there, gone := "+", "-"
-	if r.HasFlag(`\Flagged`) {
-		there, gone = gone, there
-	}
+	flag := idle(r)
 	by = min((by+1)&^1, maxBump)
 	var tags []string
 	for i := range by {
-		op := there
+		op := "+"
 		if i%2 == 1 {
-			op = gone
+			op = "-"
 		}
-		tags = append(tags, b.c.Send(fmt.Sprintf(`UID STORE %d %sFLAGS.SILENT (\Flagged)`, r.UID, op)))
+		tags = append(tags, b.c.Send(fmt.Sprintf(`UID STORE %d %sFLAGS.SILENT (%s)`, r.UID, op, flag)))
 		if len(tags) < 200 && i+1 < by {
 			continue
 		}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -302,6 +303,11 @@ func TestB12_OpenWhenDead(t *testing.T) {
 	n.serve(t, 1)
 	more := quick()
 	more["network.when_dead"] = `"open"`
+	// It works once: a switch that cannot be reached later must not keep the box from serving.
+	once := filepath.Join(t.TempDir(), "fenced")
+	check(t, os.Chmod(filepath.Dir(filepath.Dir(once)), 0o755))
+	check(t, os.Chmod(filepath.Dir(once), 0o777))
+	more["failover.fence_command"] = `["mkdir", "` + once + `"]`
 	n.plug(t, more)
 	n.armed(t)
 	waitPhase(t, n.b, "protecting")

@@ -280,7 +280,7 @@ func (a *app) run(ctx context.Context, ready func(map[string]string)) error {
 	ctx, stop := a.standAside(ctx)
 	defer stop()
 	g, ctx := errgroup.WithContext(ctx)
-	if err := a.enterWire(ctx); err != nil {
+	if err := a.enterWire(); err != nil {
 		return err
 	}
 	listeners, err := a.listen(ctx)

@@ -114,9 +114,10 @@ func (a *app) openWire(ctx context.Context) error {
 	return nil
 }
 
-// enterWire makes the fence as the failover's saved state says, before
-// anything is diverted.
-func (a *app) enterWire(ctx context.Context) error {
+// enterWire makes the fence in the wire as the failover's saved state says, before
+// anything is diverted. The site's fence command is the keeper's to repeat: that
+// it fails is no reason not to serve.
+func (a *app) enterWire() error {
 	if a.wire == nil {
 		return nil
 	}
@@ -124,7 +125,7 @@ func (a *app) enterWire(ctx context.Context) error {
 	case failover.Seeding, failover.Protecting, failover.Holding:
 		return a.wire.Release(st.Epoch)
 	default:
-		return a.actor.Fence(ctx, st.Epoch)
+		return a.wire.Fence(st.Epoch)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"sort"
 	"strings"
@@ -33,6 +34,39 @@ func (s *Store) Hold(ctx context.Context, h row.Held) (row.Held, error) {
 	s.held[h.ID] = &h
 	s.mu.Unlock()
 	return h, nil
+}
+
+// BeginHold says that a message is about to be given to production, which may
+// have it in a mailbox before Hold has stored it here. ended has to be called when
+// Hold has returned, or is not called at all.
+func (s *Store) BeginHold() (ended func()) {
+	c := make(chan struct{})
+	s.mu.Lock()
+	s.holding[c] = struct{}{}
+	s.mu.Unlock()
+	return func() {
+		s.mu.Lock()
+		delete(s.holding, c)
+		s.mu.Unlock()
+		close(c)
+	}
+}
+
+// AwaitHolds waits for the holds that have begun. Whatever production had in its
+// mailboxes before the call is then held, if it was to be: who looks for held
+// deliveries earlier would find one in a mailbox and not know it.
+func (s *Store) AwaitHolds(ctx context.Context) error {
+	s.mu.Lock()
+	open := slices.Collect(maps.Keys(s.holding))
+	s.mu.Unlock()
+	for _, c := range open {
+		select {
+		case <-c:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
 }
 
 func (s *Store) putHeld(ctx context.Context, h *row.Held) error {

@@ -64,6 +64,7 @@ type Store struct {
 	mu       sync.Mutex
 	accounts map[string]*account
 	held     map[uint64]*row.Held
+	holding  map[chan struct{}]struct{} // holds under way
 	routes   map[string]row.Route
 	twins    map[uint64]row.Twin
 	answers  *answers
@@ -99,7 +100,7 @@ func Open(o Options) (*Store, error) {
 	if err != nil {
 		return nil, errors.Join(err, blobs.Close())
 	}
-	s := &Store{Meta: m, Blobs: blobs, opt: o, accounts: map[string]*account{}, held: map[uint64]*row.Held{}, routes: map[string]row.Route{}, twins: map[uint64]row.Twin{}}
+	s := &Store{Meta: m, Blobs: blobs, opt: o, accounts: map[string]*account{}, held: map[uint64]*row.Held{}, holding: map[chan struct{}]struct{}{}, routes: map[string]row.Route{}, twins: map[uint64]row.Twin{}}
 	if err := s.load(); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}

@@ -33,6 +33,7 @@ type Replica interface {
 	LearnFlags(ctx context.Context, user, mailbox string, c row.FlagChange, told []row.FlagsOf) error
 	LearnExpunge(ctx context.Context, user, mailbox string, uids []uint32) error
 	LearnCopy(ctx context.Context, user string, c row.CopyOf) error
+	BeginHold() (ended func())
 	Hold(ctx context.Context, h row.Held) (row.Held, error)
 	NoteDoubt(ctx context.Context, user string, d row.Doubt) error
 	Intend(user string, d row.Doubt) (answered func())
@@ -394,7 +395,11 @@ func (c *Cache) Arriving(ctx context.Context, m row.Envelope, sp row.Spool) *Arr
 		return a
 	}
 	sp.Start()
-	go func() { a.done <- a.hold(sp) }()
+	ended := c.opt.Replica.BeginHold()
+	go func() {
+		defer ended()
+		a.done <- a.hold(sp)
+	}()
 	return a
 }
 

@@ -82,6 +82,7 @@ type tap struct {
 	log     *slog.Logger
 	learner *learner
 	found   func(account string)
+	spool   func() row.Spool
 }
 
 func (t tap) LoggedIn(ctx context.Context, l proxy.Login) (string, error) {
@@ -144,7 +145,7 @@ func (t tap) Outcome(ctx context.Context, account string, c *imapsession.Cmd, sp
 	return t.Cache.Outcome(ctx, account, c, sp, side == proxy.Production)
 }
 
-func (t tap) NewSpool() row.Spool { return t.store.Blobs.Spool() }
+func (t tap) NewSpool() row.Spool { return t.spool() }
 
 // learner stores verifiers beside the sessions: they are slow by design.
 type learner struct {

@@ -62,8 +62,18 @@ type app struct {
 
 	mirrorPort *mirrorPort // nil: none
 
+	slow func(row.Spool) row.Spool // tests; nil: the disk as it is
+
 	hmu    sync.Mutex
 	health api.Health
+}
+
+func (a *app) newSpool() row.Spool {
+	var sp row.Spool = a.store.Blobs.Spool()
+	if a.slow != nil {
+		sp = a.slow(sp)
+	}
+	return sp
 }
 
 // dialer makes connections to production; nil is the network's.
@@ -207,7 +217,7 @@ func (a *app) assemble() error {
 	if host == "" {
 		host, _ = os.Hostname()
 	}
-	a.smtp = smtpd.New(smtpd.Options{Store: a.store, NewSpool: func() row.Spool { return a.store.Blobs.Spool() }, Hostname: host,
+	a.smtp = smtpd.New(smtpd.Options{Store: a.store, NewSpool: a.newSpool, Hostname: host,
 		Local: a.local, Check: sb.check, MaxSize: cfg.Listen.MaxMessage, Log: a.log})
 	sb.smtp = a.smtp
 	sb.imap = imapd.New(imapd.Options{Store: a.store, Log: a.log, MaxMessage: cfg.Listen.MaxMessage})
@@ -226,7 +236,7 @@ func (a *app) assemble() error {
 	if err != nil {
 		return err
 	}
-	t := tap{Cache: a.cache, store: a.store, names: a.names, log: a.log, learner: a.learn, found: func(string) { a.mirror.Kick() }}
+	t := tap{Cache: a.cache, store: a.store, spool: a.newSpool, names: a.names, log: a.log, learner: a.learn, found: func(string) { a.mirror.Kick() }}
 	if cfg.Standby.LearnLogins {
 		t.vault = a.vault
 	}

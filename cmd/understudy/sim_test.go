@@ -326,12 +326,24 @@ func (w *world) startBox() {
 	if err != nil {
 		panic(err)
 	}
+	a.slow = func(sp row.Spool) row.Spool { return slowSpool{sp, w} }
 	b := &simBox{app: a}
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	a.work(b.ctx, &b.g)
 	w.mu.Lock()
 	w.box = b
 	w.mu.Unlock()
+}
+
+// slowSpool is a message on a disk that takes its time.
+type slowSpool struct {
+	row.Spool
+	w *world
+}
+
+func (s slowSpool) Commit() (row.Ref, error) {
+	time.Sleep(s.w.some(30 * time.Millisecond))
+	return s.Spool.Commit()
 }
 
 func (w *world) stopBox() {

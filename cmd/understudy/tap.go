@@ -40,7 +40,7 @@ func (a *app) openTap(t tap) error {
 	}
 	m := &mirrorPort{a: a, sweep: map[string]bool{}}
 	o := capture.Options{Addrs: s.Addrs, Ports: map[uint16]capture.Kind{}, Log: a.log,
-		NewSpool: func() row.Spool { return a.store.Blobs.Spool() }, Hint: a.mirror.Hint, Sweep: m.order,
+		NewSpool: a.newSpool, Hint: a.mirror.Hint, Sweep: m.order,
 		LoggedIn: func(ctx context.Context, l capture.Login) (string, error) {
 			return t.LoggedIn(ctx, proxy.Login{User: l.User, AuthUser: l.AuthUser, Password: l.Password})
 		},

@@ -248,6 +248,11 @@ func (s *boxSync) bodies(remote map[uint32]imapc.Message) error {
 		// The wire may have brought some while the list was read.
 		need = slices.DeleteFunc(need, func(u uint32) bool { return now.Find(u) != nil && !s.stale[u] })
 	}
+	if len(need) > 0 {
+		if err := s.m.opt.Store.AwaitHolds(s.ctx); err != nil {
+			return err
+		}
+	}
 	if s.local.Synced && len(need) > 0 && len(need) <= headerFirst && len(s.m.opt.Store.Twins(s.account)) > 0 {
 		var err error
 		if need, err = s.findTwins(need); err != nil {

@@ -266,3 +266,25 @@ func TestB5_MoveWithoutAnswer(t *testing.T) {
 		}
 	}
 }
+
+// N18: who looks for held messages waits for those that are about to be held, and
+// for no others.
+func TestN18_AwaitHolds(t *testing.T) {
+	s := open(t, t.TempDir())
+	before := s.BeginHold()
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := s.AwaitHolds(gone); !errors.Is(err, context.Canceled) {
+		t.Errorf("a hold is under way, and nobody waits for it: %v", err)
+	}
+	waited := make(chan error)
+	go func() { waited <- s.AwaitHolds(t.Context()) }()
+	before()
+	if err := <-waited; err != nil {
+		t.Error(err)
+	}
+	s.BeginHold()()
+	if err := s.AwaitHolds(gone); err != nil {
+		t.Errorf("no hold is under way: %v", err)
+	}
+}

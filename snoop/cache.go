@@ -397,8 +397,9 @@ func (c *Cache) Arriving(ctx context.Context, m row.Envelope, sp row.Spool) *Arr
 	sp.Start()
 	ended := c.opt.Replica.BeginHold()
 	go func() {
-		defer ended()
-		a.done <- a.hold(sp)
+		err := a.hold(sp)
+		ended()
+		a.done <- err
 	}()
 	return a
 }
@@ -429,6 +430,27 @@ func (a *Arrival) expect() {
 			a.c.opt.Syncer.Expect(rt.Account, rt.Mailbox)
 		}
 	}
+}
+
+// Overheard holds a message that production was seen to take. Other than after
+// Arriving the mirror may have read it before it was held; it is looked for.
+func (c *Cache) Overheard(ctx context.Context, m row.Envelope, sp row.Spool) error {
+	a := c.Arriving(ctx, m, sp)
+	if err := a.Accepted(); err != nil || len(a.h.Rcpts) == 0 {
+		return err
+	}
+	for _, r := range a.h.Rcpts {
+		if rt, ok := c.opt.Replica.RouteOf(r); ok {
+			// After this, syncs that began before the message was held are over.
+			if err := c.opt.Syncer.SyncMailbox(ctx, rt.Account, rt.Mailbox); err != nil {
+				return err
+			}
+		}
+	}
+	if !c.opt.Replica.Delivered(row.Envelope{Rcpts: a.h.Rcpts}, a.h.Ref, a.h.Arrived) {
+		return nil
+	}
+	return c.opt.Replica.Forget(ctx, a.h.ID)
 }
 
 // Owe keeps a message of which nobody knows whether production has it, for the

@@ -21,6 +21,10 @@ type fake struct {
 	held   row.Held
 	before bool // the message was left by a process before
 	owed   uint64
+
+	holding   int  // holds under way
+	delivered bool // the message is in a mailbox
+	forgotten bool
 }
 
 var errDown = errors.New("production is down")
@@ -41,6 +45,37 @@ func (f *fake) Again(row.Envelope, row.Ref) (time.Time, bool, bool) {
 }
 func (f *fake) Holding(row.Envelope, row.Ref) (row.Held, bool) { return f.held, true }
 func (f *fake) Owe(_ context.Context, id uint64) error         { f.owed = id; return nil }
+
+func (f *fake) BeginHold() func() { f.holding++; return func() { f.holding-- } }
+func (f *fake) Hold(_ context.Context, h row.Held) (row.Held, error) {
+	if f.holding != 1 {
+		return h, errDown
+	}
+	h.ID = 7
+	return h, nil
+}
+func (f *fake) Confirm(uint64)                                  {}
+func (f *fake) RouteOf(string) (row.Route, bool)                { return row.Route{}, false }
+func (f *fake) Delivered(row.Envelope, row.Ref, time.Time) bool { return f.delivered }
+func (f *fake) Forget(_ context.Context, id uint64) error       { f.forgotten = id == 7; return nil }
+
+type noSpool struct{ row.Spool }
+
+func (noSpool) Start()                   {}
+func (noSpool) Commit() (row.Ref, error) { return row.Ref{}, nil }
+
+// T10: a message that production was seen to take is held, unless the mirror has
+// read it before it could be.
+func TestT10_Overheard(t *testing.T) {
+	for _, delivered := range []bool{false, true} {
+		f := &fake{delivered: delivered}
+		cache := New(Options{Replica: f, Syncer: f, Log: slog.New(slog.DiscardHandler), Local: func(string) bool { return true }})
+		err := cache.Overheard(t.Context(), row.Envelope{Rcpts: []string{"a@here"}}, noSpool{})
+		if err != nil || f.forgotten != delivered || f.holding != 0 {
+			t.Errorf("in a mailbox %v: %v, forgotten %v, %d holds under way", delivered, err, f.forgotten, f.holding)
+		}
+	}
+}
 
 // N18: a message that comes again is taken for the one that is held only if all
 // its recipients are known here: for others nobody would have it.

@@ -54,7 +54,7 @@ func (a *app) openTap(t tap) error {
 			if !a.following() {
 				return nil
 			}
-			return a.cache.Arriving(ctx, e, sp).Accepted()
+			return a.cache.Overheard(ctx, e, sp)
 		}}
 	kinds := map[string]capture.Kind{"imap": capture.IMAP, "smtp": capture.SMTP, "submission": capture.SMTP, "imaps": capture.TLS, "submissions": capture.TLS}
 	for _, p := range s.Ports {

@@ -27,8 +27,12 @@ type box struct {
 }
 
 // roomForLate is how many UIDs are left free for what production delivers by
-// itself between two runs.
-const roomForLate = 16
+// itself between two runs, and roomAtLast how many between the last two, where
+// clients wait until they are burned.
+const (
+	roomForLate = 16
+	roomAtLast  = 4
+)
 
 // lateMessage is one that production got by itself.
 type lateMessage struct {
@@ -41,6 +45,9 @@ type lateMessage struct {
 func (a *account) prepare(id row.MailboxID, base []row.Mailbox) (*box, error) {
 	b := &box{account: a, id: id}
 	if err := b.open(base); err != nil {
+		return nil, err
+	}
+	if err := b.clean(); err != nil {
 		return nil, err
 	}
 	var err error
@@ -63,6 +70,8 @@ func (b *box) execute() error {
 	steps := []func(Plan) error{b.flags, b.deletes, b.adopt, b.appends}
 	if b.final {
 		steps = append(steps, b.forget, b.restore, b.behind, b.finish)
+	} else if b.level {
+		steps = append(steps, b.raise)
 	}
 	for _, step := range steps {
 		if err := step(b.todo); err != nil {
@@ -194,12 +203,16 @@ func (b *box) open(base []row.Mailbox) error {
 	if b.sn, err = store.SnapshotByID(b.name, b.id); err != nil {
 		return err
 	}
-	if !b.final && b.sn.Gap < roomForLate {
+	room := uint32(roomForLate)
+	if b.level {
+		room = roomAtLast
+	}
+	if !b.final && b.sn.Gap < room {
 		// While production is up by itself, what it gets must find room: the
 		// standby's next UID leaves some.
 		err := store.Rebase(b.ctx, b.name, func(tx *replica.Tx) {
 			if m := tx.BoxByID(b.id); m != nil {
-				m.Gap = max(m.Gap, roomForLate)
+				m.Gap = max(m.Gap, room)
 				tx.Put(m)
 			}
 		})

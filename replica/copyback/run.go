@@ -24,7 +24,8 @@ type Options struct {
 
 // Copier runs copy-back.
 type Copier struct {
-	opt Options
+	opt  Options
+	turn chan struct{} // of an account in use, to be handed over
 
 	mu     sync.Mutex
 	report Report
@@ -41,7 +42,9 @@ type Report struct {
 }
 
 // New returns a copier.
-func New(o Options) *Copier { return &Copier{opt: o, alone: map[row.Ref]bool{}} }
+func New(o Options) *Copier {
+	return &Copier{opt: o, turn: make(chan struct{}, 1), alone: map[row.Ref]bool{}}
+}
 
 func (c *Copier) refused(ref row.Ref) {
 	c.mu.Lock()
@@ -87,15 +90,18 @@ func (c *Copier) note(format string, a ...any) {
 // account is the copy-back of one account.
 type account struct {
 	*Copier
-	ctx   context.Context
-	c     *imapc.Conn
-	name  string
-	final bool
-	job   string
-	seq   int
-	steps int
-	tasks []row.Task
-	twins taken
+	level  bool        // raise HIGHESTMODSEQ beside the clients, too
+	left   []row.Doubt // of an earlier copy-back; nil after the first pass
+	bumped map[row.MailboxID]row.Doubt
+	ctx    context.Context
+	c      *imapc.Conn
+	name   string
+	final  bool
+	job    string
+	seq    int
+	steps  int
+	tasks  []row.Task
+	twins  taken
 }
 
 // Account brings one account up to date while clients use it. steps is the
@@ -122,12 +128,26 @@ func (c *Copier) HandOver(ctx context.Context, name string, block func() error) 
 		return err
 	}
 	defer done()
+	a.level = true
+	steps, err := 0, error(nil)
 	for range 5 {
 		// Little is left for the time in which clients wait.
-		if steps, err := a.pass(false); err != nil {
+		if steps, err = a.pass(false); err != nil {
 			return err
 		} else if steps < 8 {
 			break
+		}
+	}
+	if steps > 0 {
+		// Accounts in use go one after the other: together they would wait longer.
+		select {
+		case c.turn <- struct{}{}:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		defer func() { <-c.turn }()
+		if _, err := a.pass(false); err != nil {
+			return err
 		}
 	}
 	if err := block(); err != nil {
@@ -150,8 +170,14 @@ func (c *Copier) open(ctx context.Context, name string) (*account, func(), error
 		conn.Close()
 		return nil, nil, errors.New("production offers no UIDPLUS: UIDs cannot be reproduced; see the documentation of migrations")
 	}
+	left, err := c.opt.Store.Doubts(name)
+	if err != nil {
+		conn.Close()
+		return nil, nil, err
+	}
 	stop := context.AfterFunc(ctx, conn.Close)
-	return &account{Copier: c, ctx: ctx, c: conn, name: name, job: "copy-back/" + name}, func() { stop(); conn.Close() }, nil
+	return &account{Copier: c, ctx: ctx, c: conn, name: name, job: "copy-back/" + name, left: left, bumped: map[row.MailboxID]row.Doubt{}},
+		func() { stop(); conn.Close() }, nil
 }
 
 // pass merges once. With final the account is blocked for clients; when such a
@@ -201,6 +227,7 @@ func (a *account) run() error {
 			return fmt.Errorf("mailbox %s of %s: %w", b.sn.Name, a.name, err)
 		}
 	}
+	a.left = nil
 	if a.steps == 0 {
 		return nil
 	}

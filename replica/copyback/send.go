@@ -14,34 +14,58 @@ import (
 )
 
 // send appends messages, and returns the UIDs of the first ones: all, or those
-// before one that is to be sent alone.
-func (b *box) send(rows []*row.Message) ([]uint32, error) {
+// before one that is to be sent alone. If next, the UID that production gives
+// next, is not 0, the UIDs before and between the messages are burned in the same
+// go, by messages that are to be removed.
+func (b *box) send(rows []*row.Message, next uint32) (uids, burned []uint32, err error) {
+	first := next
 	var list []imapc.Appending
+	var of []*row.Message // what each is; nil: it burns a UID
 	for i, r := range rows {
 		body, err := b.opt.Store.Message(r.Ref)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
-		if regular(body) && !b.odd(r.Ref) {
-			list = append(list, b.appending(r, body))
-			continue
+		gap := uint32(0)
+		if next != 0 {
+			gap, next = r.UID-next, r.UID+1
 		}
-		if i == 0 {
+		if !regular(body) || b.odd(r.Ref) {
+			if i > 0 {
+				break
+			}
+			if gap > 0 {
+				if err := b.burn(gap); err != nil {
+					return nil, nil, err
+				}
+			}
 			uid, err := b.sendAlone(r, body)
-			return []uint32{uid}, err
+			return []uint32{uid}, nil, err
 		}
-		break
+		for range gap {
+			list, of = append(list, b.filling()), append(of, nil)
+		}
+		list, of = append(list, b.appending(r, body)), append(of, r)
 	}
-	uids, err := b.append(list)
+	all, err := b.append(list)
 	if refusesMessage(err) {
-		for _, r := range rows[len(uids):len(list)] {
-			b.refused(r.Ref) // from now on they are sent alone
+		for _, r := range of[len(all):] {
+			if r != nil {
+				b.refused(r.Ref) // from now on they are sent alone
+			}
 		}
 		if b.c.AppendsMany() {
-			return b.send(rows) // none was stored
+			return b.send(rows, first) // none was stored
 		}
 	}
-	return uids, err
+	for i, uid := range all {
+		if of[i] == nil {
+			burned = append(burned, uid)
+		} else {
+			uids = append(uids, uid)
+		}
+	}
+	return uids, burned, err
 }
 
 // append appends messages in their order, and returns the UIDs of those up to

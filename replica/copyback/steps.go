@@ -86,11 +86,11 @@ func (b *box) settle(tx *replica.Tx, uid uint32, flags []string) {
 func (b *box) expunge(uids []uint32) error {
 	for chunk := range slices.Chunk(uids, 500) {
 		set := imapwire.FormatSet(chunk)
-		if _, err := b.c.Do("UID STORE "+set+` +FLAGS.SILENT (\Deleted)`, nil); err != nil {
-			return err
-		}
-		if _, err := b.c.Do("UID EXPUNGE "+set, nil); err != nil {
-			return err
+		mark, gone := b.c.Send("UID STORE "+set+` +FLAGS.SILENT (\Deleted)`), b.c.Send("UID EXPUNGE "+set)
+		for _, tag := range []string{mark, gone} {
+			if _, err := b.c.Wait(tag, nil); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -199,14 +199,14 @@ func (b *box) appends(p Plan) error {
 			}
 			continue
 		}
-		if want > b.next {
+		if want-b.next > pipeMessages {
 			if err := b.burn(want - b.next); err != nil {
 				return err
 			}
 			continue // production may have got something meanwhile
 		}
 		n, bytes := 1, todo[0].Ref.Size
-		for n < len(todo) && n < pipeMessages && bytes < pipeBytes && todo[n].UID == todo[n-1].UID+1 {
+		for n < len(todo) && bytes < pipeBytes && todo[n].UID-b.next < 2*pipeMessages {
 			bytes += todo[n].Ref.Size
 			n++
 		}
@@ -255,8 +255,8 @@ func (b *box) shift(todo []*row.Message) ([]*row.Message, error) {
 	return out, err
 }
 
-// appendBatch sends messages and checks each answer. It returns how many got
-// their own UIDs; the others are taken back.
+// appendBatch sends messages, burns the UIDs between them, and checks each
+// answer. It returns how many got their own UIDs; the others are taken back.
 func (b *box) appendBatch(rows []*row.Message) (done int, err error) {
 	var refs []row.Ref
 	for _, r := range rows {
@@ -266,7 +266,7 @@ func (b *box) appendBatch(rows []*row.Message) (done int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	uids, err := b.send(rows)
+	uids, burned, err := b.send(rows, b.next)
 	if err != nil {
 		return 0, err
 	}
@@ -274,15 +274,16 @@ func (b *box) appendBatch(rows []*row.Message) (done int, err error) {
 	for done < len(uids) && uids[done] == rows[done].UID {
 		done++
 	}
-	if done < len(uids) {
-		// Something slipped in between.
-		if err := b.expunge(uids[done:]); err != nil {
-			return 0, err
-		}
+	// The rest is there if something slipped in between.
+	if err := b.expunge(append(burned, uids[done:]...)); err != nil {
+		return 0, err
 	}
-	b.count(func(r *Report) { r.Appended += done })
+	b.count(func(r *Report) { r.Appended += done; r.Burned += len(burned) })
+	b.base.UIDNext, b.base.Name = max(b.base.UIDNext, b.next), b.sn.Name
+	b.was = b.base
 	return done, b.opt.Store.Rebase(b.ctx, b.name, func(tx *replica.Tx) {
 		tx.EndCopy(key)
+		tx.SetBaseBox(b.base)
 		for i, r := range rows[:done] {
 			b.copied(tx, r, uids[i])
 			b.task("copy", b.sn.Name, uids[i])
@@ -296,11 +297,14 @@ var errNoUID = errors.New("production gave no APPENDUID")
 // behind is known by its content.
 var filler = []byte("Subject: placeholder\r\nX-Understudy: burned UID, safe to delete\r\n\r\n")
 
+func (b *box) filling() imapc.Appending {
+	return imapc.Appending{Mailbox: b.sn.Name, Flags: []string{`\Deleted`, `\Seen`}, Body: filler, Date: time.Unix(0, 0)}
+}
+
 // burn uses up n UIDs: tiny messages are appended, and copied where there are
 // many, and expunged.
 func (b *box) burn(n uint32) error {
-	msg := imapc.Appending{Mailbox: b.sn.Name, Flags: []string{`\Deleted`, `\Seen`}, Body: filler, Date: time.Unix(0, 0)}
-	uids, err := b.append(slices.Repeat([]imapc.Appending{msg}, int(min(n, pipeMessages))))
+	uids, err := b.append(slices.Repeat([]imapc.Appending{b.filling()}, int(min(n, pipeMessages))))
 	if err != nil {
 		return fmt.Errorf("burn UIDs: %w", err)
 	}
@@ -356,7 +360,7 @@ func (b *box) restore(p Plan) error {
 	}
 	var uids []uint32
 	for len(uids) < len(p.Restore) {
-		some, err := b.send(p.Restore[len(uids):])
+		some, _, err := b.send(p.Restore[len(uids):], 0)
 		if err != nil {
 			return err
 		}
@@ -473,74 +477,20 @@ func (b *box) lacked(late, uids []uint32) {
 }
 
 // finish brings UIDNEXT and HIGHESTMODSEQ up to what clients were shown.
-func (b *box) finish(Plan) error {
+func (b *box) finish(p Plan) error {
 	if err := b.reach(); err != nil {
 		return err
 	}
+	if err := b.raise(p); err != nil {
+		return err
+	}
 	sn, err := b.opt.Store.SnapshotByID(b.name, b.id)
-	if err != nil {
+	if err != nil || sn.UIDNext >= b.next {
 		return err
-	}
-	sel, err := b.c.Select(b.sn.Name, false)
-	if err != nil {
-		return err
-	}
-	if b.c.Has("CONDSTORE") && sel.ModSeq < sn.ModSeq {
-		if err := b.bump(sn.ModSeq - sel.ModSeq); err != nil {
-			return fmt.Errorf("raise HIGHESTMODSEQ: %w", err)
-		}
-	}
-	if sn.UIDNext >= b.next {
-		return nil
 	}
 	return b.opt.Store.Rebase(b.ctx, b.name, func(tx *replica.Tx) {
 		m := tx.BoxByID(b.id)
 		m.UIDNext = max(m.UIDNext, b.next)
 		tx.Put(m)
 	})
-}
-
-// maxBump bounds the changes made to raise HIGHESTMODSEQ.
-const maxBump = 20_000
-
-// idle returns a flag that a message does not have.
-func idle(m *row.Message) string {
-	for _, f := range []string{`\Flagged`, `\Answered`, `\Draft`} {
-		if !m.HasFlag(f) {
-			return f
-		}
-	}
-	return "$Bumped"
-}
-
-// bump raises HIGHESTMODSEQ by giving a message a flag that it does not have, and
-// taking it away, as often as needed. The message is one of the mailbox, which
-// ends as it was; without any there is nothing that a client could miss. If this
-// is cut off, the flag may stay; a flag that a client has set is never touched.
-func (b *box) bump(by uint64) error {
-	sn, err := b.opt.Store.SnapshotByID(b.name, b.id)
-	if err != nil || len(sn.Rows) == 0 {
-		return err
-	}
-	r := sn.Rows[len(sn.Rows)-1]
-	flag := idle(r)
-	by = min((by+1)&^1, maxBump)
-	var tags []string
-	for i := range by {
-		op := "+"
-		if i%2 == 1 {
-			op = "-"
-		}
-		tags = append(tags, b.c.Send(fmt.Sprintf(`UID STORE %d %sFLAGS.SILENT (%s)`, r.UID, op, flag)))
-		if len(tags) < 200 && i+1 < by {
-			continue
-		}
-		for _, t := range tags {
-			if _, err := b.c.Wait(t, nil); err != nil {
-				return err
-			}
-		}
-		tags = tags[:0]
-	}
-	return nil
 }

@@ -152,6 +152,9 @@ type Doubt struct {
 	// new ones, or with Moving some of its own, which it then takes out.
 	Box    MailboxID `json:",omitempty"`
 	Moving bool      `json:",omitempty"`
+	// Flag, if not empty, is one that copy-back gave the one message of UIDs in
+	// Box, and took away, to raise HIGHESTMODSEQ. The message had not got it.
+	Flag string `json:",omitempty"`
 }
 
 // Twin is a message that production had accepted and that the standby delivered

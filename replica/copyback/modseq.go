@@ -1,0 +1,108 @@
+package copyback
+
+import (
+	"fmt"
+	"slices"
+
+	"understudy/replica/row"
+)
+
+// HIGHESTMODSEQ is raised to what clients were shown by giving a message a flag
+// that it does not have, and taking it away, as often as needed. The message is
+// one of the mailbox, which ends as it was; without any there is nothing that a
+// client could miss. Message and flag are noted before, so that a flag that is
+// left by one that was cut off is taken away later; a flag that a client has set
+// is never touched.
+
+// maxBump bounds the changes made to raise HIGHESTMODSEQ.
+const maxBump = 20_000
+
+// raise raises production's HIGHESTMODSEQ to the replica's.
+func (b *box) raise(Plan) error {
+	if !b.c.Has("CONDSTORE") {
+		return nil
+	}
+	sn, err := b.opt.Store.SnapshotByID(b.name, b.id)
+	if err != nil {
+		return err
+	}
+	sel, err := b.c.Select(b.sn.Name, false)
+	if err != nil || sel.ModSeq >= sn.ModSeq || len(sn.Rows) == 0 {
+		return err
+	}
+	uid, flag, err := b.pick(sn)
+	if err == nil && uid != 0 {
+		err = b.bump(uid, flag, sn.ModSeq-sel.ModSeq)
+	}
+	if err != nil {
+		return fmt.Errorf("raise HIGHESTMODSEQ: %w", err)
+	}
+	return nil
+}
+
+// pick returns a message and a flag that it has on neither side, and notes them;
+// 0 if there is none.
+func (b *box) pick(sn *row.Snapshot) (uid uint32, flag string, err error) {
+	if d, ok := b.bumped[b.id]; ok {
+		if m := sn.Find(d.UIDs[0]); m != nil && b.lacks(m, d.Flag) {
+			return m.UID, d.Flag, nil
+		}
+	}
+	for _, m := range slices.Backward(sn.Rows) {
+		if m.Fresh {
+			continue
+		}
+		i := slices.IndexFunc(spare, func(f string) bool { return b.lacks(m, f) })
+		d := row.Doubt{Box: b.id, UIDs: []uint32{m.UID}, Flag: spare[i]}
+		b.bumped[b.id] = d
+		return m.UID, d.Flag, b.opt.Store.NoteDoubt(b.ctx, b.name, d)
+	}
+	return 0, "", nil
+}
+
+var spare = []string{`\Flagged`, `\Answered`, `\Draft`, "$Bumped"}
+
+// lacks reports whether a message has no such flag, now and on production.
+func (b *box) lacks(m *row.Message, flag string) bool {
+	was := b.rows[m.UID]
+	return flag == spare[len(spare)-1] || !m.HasFlag(flag) && (was == nil || !was.HasFlag(flag))
+}
+
+func (b *box) bump(uid uint32, flag string, by uint64) error {
+	by = min((by+1)&^1, maxBump)
+	var tags []string
+	for i := range by {
+		op := "+"
+		if i%2 == 1 {
+			op = "-"
+		}
+		tags = append(tags, b.c.Send(fmt.Sprintf(`UID STORE %d %sFLAGS.SILENT (%s)`, uid, op, flag)))
+		if len(tags) < 200 && i+1 < by {
+			continue
+		}
+		for _, t := range tags {
+			if _, err := b.c.Wait(t, nil); err != nil {
+				return err
+			}
+		}
+		tags = tags[:0]
+	}
+	return nil
+}
+
+// clean takes away a flag that an earlier copy-back, which was cut off, may have
+// left, unless it is one that clients have set.
+func (b *box) clean() error {
+	for _, d := range b.left {
+		if d.Box != b.id || d.Flag == "" {
+			continue
+		}
+		if was := b.rows[d.UIDs[0]]; was == nil || was.HasFlag(d.Flag) {
+			continue
+		}
+		if _, err := b.c.Do(fmt.Sprintf("UID STORE %d -FLAGS.SILENT (%s)", d.UIDs[0], d.Flag), nil); err != nil {
+			return fmt.Errorf("take away %s, which raised HIGHESTMODSEQ: %w", d.Flag, err)
+		}
+	}
+	return nil
+}

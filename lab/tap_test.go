@@ -74,7 +74,10 @@ func TestT7_MirrorPort(t *testing.T) {
 		{base64.StdEncoding.EncodeToString([]byte(u[1])) + "\r\n", `^\+`}, {base64.StdEncoding.EncodeToString([]byte(site.Password(u[1]))) + "\r\n", "^a OK"}, {"b LOGOUT\r\n", "^b "}})
 	play(t, n.remote, at(server4, 587), script{{"", "^220"}, {"EHLO c.test\r\n", "^250 "}, {"AUTH PLAIN\r\n", "^334"}, {plain(u[2]) + "\r\n", "^235"},
 		{"MAIL FROM:<" + u[2] + ">\r\nRCPT TO:<" + u[1] + ">\r\nDATA\r\n", "^354"}, {"Message-ID: <submitted@other.test>\r\nSubject: x\r\n\r\n..dot\r\n.\r\nQUIT\r\n", "^221"}})
-	n.until(t, 5*time.Second, "learned", func() bool { s := must(n.b.Status(t.Context()))(t); return s.Verifiers == 3 && s.Tap.Messages == 1 && s.Held == 0 })
+	n.until(t, 5*time.Second, "learned", func() bool {
+		s := must(n.b.Status(t.Context()))(t)
+		return s.Verifiers == 3 && s.Tap.Messages == 1 && s.Held == 0
+	})
 	same(t, n.site, n.b, u[1], 5*time.Second)
 
 	// What was not seen is read, not guessed.

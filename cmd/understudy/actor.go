@@ -154,9 +154,11 @@ func (a *actor) each(ctx context.Context, f func(ctx context.Context, account st
 
 func (a *actor) HandBack(ctx context.Context, block func(string) error, unblock func(string)) error {
 	return a.each(ctx, func(ctx context.Context, name string) error {
+		var blocked time.Time
 		defer unblock(name)
 		defer func() { _ = a.store.Seal(name, false) }()
 		err := a.copier.HandOver(ctx, name, func() error {
+			blocked = time.Now()
 			if err := block(name); err != nil {
 				return err
 			}
@@ -165,7 +167,9 @@ func (a *actor) HandBack(ctx context.Context, block func(string) error, unblock 
 		if err != nil {
 			return err
 		}
-		return a.store.EndActing(ctx, name)
+		err = a.store.EndActing(ctx, name)
+		a.log.Debug("account handed back", "account", name, "blocked", time.Since(blocked), "err", err)
+		return err
 	})
 }
 

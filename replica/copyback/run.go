@@ -129,14 +129,9 @@ func (c *Copier) HandOver(ctx context.Context, name string, block func() error) 
 	}
 	defer done()
 	a.level = true
-	steps, err := 0, error(nil)
-	for range 5 {
-		// Little is left for the time in which clients wait.
-		if steps, err = a.pass(false); err != nil {
-			return err
-		} else if steps < 8 {
-			break
-		}
+	steps, err := a.pass(false)
+	if err != nil {
+		return err
 	}
 	if steps > 0 {
 		// Accounts in use go one after the other: together they would wait longer.
@@ -146,8 +141,13 @@ func (c *Copier) HandOver(ctx context.Context, name string, block func() error) 
 			return ctx.Err()
 		}
 		defer func() { <-c.turn }()
-		if _, err := a.pass(false); err != nil {
+	}
+	for i := 0; i < 5 && steps > 0; i++ {
+		// Little is left for the time in which clients wait.
+		if steps, err = a.pass(false); err != nil {
 			return err
+		} else if steps < 8 {
+			break
 		}
 	}
 	if err := block(); err != nil {

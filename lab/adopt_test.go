@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"understudy/lab/site"
 )
 
@@ -106,6 +108,34 @@ func TestN37_BlipAndSlowness(t *testing.T) {
 	if st := must(b.Status(t.Context()))(t); st.Epoch != 0 {
 		t.Errorf("a takeover took place: %+v", st.History)
 	}
+}
+
+// N37: an Understudy that has no file descriptor left cannot know whether production
+// lives, and does not take over; as soon as it can ask again, it knows.
+func TestN37_OutOfFiles(t *testing.T) {
+	s := newSite(t, 1)
+	b := newBox(t, s, map[string]string{"failover.hold": `"200ms"`, "failover.probe": `"200ms"`})
+	waitPhase(t, b, "protecting")
+	open := len(must(os.ReadDir(fmt.Sprintf("/proc/%d/fd", b.Pid())))(t))
+	limit := &unix.Rlimit{Cur: uint64(open) + 8, Max: 20_000}
+	check(t, unix.Prlimit(b.Pid(), unix.RLIMIT_NOFILE, limit, nil))
+	var conns []net.Conn
+	for range 30 {
+		conns = append(conns, must(net.Dial("tcp", b.IMAP))(t))
+	}
+	time.Sleep(3 * time.Second)
+	for _, c := range conns {
+		check(t, c.Close())
+	}
+	time.Sleep(time.Second)
+	if st := must(b.Status(t.Context()))(t); st.Phase != "protecting" || st.Epoch != 0 || !st.Health.OK {
+		t.Errorf("%s, epoch %d, %+v", st.Phase, st.Epoch, st.Health)
+	}
+	if !strings.Contains(b.Log(), "production cannot be asked") {
+		t.Error("nothing is said of it")
+	}
+	s.Kill()
+	waitPhase(t, b, "serving")
 }
 
 // N02: mbsync, offlineimap, mutt and a sending Postfix run over

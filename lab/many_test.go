@@ -24,8 +24,9 @@ type held struct {
 	kind string
 	conn net.Conn
 	br   *bufio.Reader
-	rest []byte // of a literal that is being sent
-	want []byte // of a literal that is being read: what is still to come
+	rest []byte      // of a literal that is being sent
+	want []byte      // of a literal that is being read: what is still to come
+	told []time.Time // when its commands were answered
 }
 
 func (h *held) expect(prefix string) error {
@@ -36,6 +37,7 @@ func (h *held) expect(prefix string) error {
 			return fmt.Errorf("%s: waiting for %q: %w", h.kind, prefix, err)
 		}
 		if strings.HasPrefix(l, prefix) {
+			h.told = append(h.told, time.Now())
 			return nil
 		}
 		if tag, _, _ := strings.Cut(prefix, " "); tag != "*" && strings.HasPrefix(l, tag+" ") || strings.HasPrefix(l, "* BYE") {
@@ -165,7 +167,7 @@ func TestB2_Thousands(t *testing.T) {
 	cert, key := certificate(t, dir, "site", 7, "mail.example.test")
 	imaps := local(must(site.FreePort())(t))
 	b := newBox(t, s, map[string]string{"certificate": fmt.Sprintf("[{cert=%q, key=%q}]", cert, key), "listen.imaps": strconv.Quote(imaps),
-		"failover.hold": `"0s"`, "failover.auto_handback": "false", "failover.probe": `"1s"`, "mirror.idle": "0", "mirror.sweep": `"1m"`})
+		"failover.hold": `"0s"`, "failover.auto_handback": "false", "failover.probe": `"1s"`, "failover.probe_timeout": `"10s"`, "mirror.idle": "0", "mirror.sweep": `"1m"`})
 	waitPhase(t, b, "protecting")
 	order(t, b, "sync")
 	kinds := []string{"idle", "idle", "idle", "idle", "busy", "busy", "busy", "download", "upload", "data"}
@@ -174,6 +176,9 @@ func TestB2_Thousands(t *testing.T) {
 	g.SetLimit(64)
 	for i := range crowd {
 		h := &held{kind: kinds[i%len(kinds)]}
+		if h.kind == "data" && i >= 3000 {
+			h.kind = "idle" // Postfix has a process for each
+		}
 		crowd[i] = h
 		g.Go(func() error {
 			addr := b.IMAP
@@ -251,16 +256,27 @@ func TestB2_Thousands(t *testing.T) {
 	wg.Wait()
 	s.Kill()
 	st = must(b.Status(t.Context()))(t)
-	var decided time.Time
+	var decided, serving time.Time
 	for _, e := range st.History {
-		if e.Phase == "fencing" {
+		switch e.Phase {
+		case "fencing":
 			decided = e.At
+		case "serving":
+			serving = e.At
+		}
+	}
+	var answers []time.Duration // by the standby, since the decision
+	for _, h := range crowd {
+		for _, at := range h.told {
+			if at.After(serving) {
+				answers = append(answers, at.Sub(decided))
+			}
 		}
 	}
 	t.Logf("%d sessions, broken: %v; production dead %s after the kill, decision after %s", n, broken, dead.Sub(killed).Round(time.Millisecond), decided.Sub(killed).Round(time.Millisecond))
-	if len(took) > 0 {
-		first, last := quantile(took, 0), quantile(took, 1)
-		t.Logf("good answers: first %s, median %s, last %s after the kill; first %s, last %s after the decision", first.Round(time.Millisecond), quantile(took, 0.5).Round(time.Millisecond),
-			last.Round(time.Millisecond), (first - decided.Sub(killed)).Round(time.Millisecond), (last - decided.Sub(killed)).Round(time.Millisecond))
+	if len(took) > 0 && len(answers) > 0 {
+		last := quantile(took, 1)
+		t.Logf("the standby's first answer %s after the decision; sessions that have finished what they were at: median %s, last %s after the kill, last %s after the decision", quantile(answers, 0).Round(time.Millisecond),
+			quantile(took, 0.5).Round(time.Millisecond), last.Round(time.Millisecond), (last - decided.Sub(killed)).Round(time.Millisecond))
 	}
 }

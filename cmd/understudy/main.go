@@ -189,7 +189,9 @@ func serve(e env) error {
 	}
 	log := newLog(cfg.LogLevel, e.errOut)
 	if have, need, err := fileLimit(cfg.Listen.MaxSessions); err == nil && have < need {
-		log.Warn("fewer open files are allowed than listen.max_sessions may need; raise LimitNOFILE of the unit", "allowed", have, "needed", need)
+		cfg.Listen.MaxSessions = sessionsWithin(have)
+		log.Warn("fewer open files are allowed than listen.max_sessions may need, so fewer sessions are taken; raise LimitNOFILE of the unit",
+			"allowed", have, "needed", need, "sessions", cfg.Listen.MaxSessions)
 	}
 	a, err := newApp(cfg, log, nil)
 	if err != nil {
@@ -208,8 +210,14 @@ func serve(e env) error {
 func fileLimit(sessions int) (have, need uint64, err error) {
 	var r syscall.Rlimit
 	err = syscall.Getrlimit(syscall.RLIMIT_NOFILE, &r)
-	return r.Max, uint64(2*sessions) + 1000, err
+	return r.Max, uint64(2*sessions) + ownFiles, err
 }
+
+// ownFiles is what is kept for everything but sessions: for the probes, too.
+const ownFiles = 1000
+
+// sessionsWithin is how many sessions can be had with a number of files.
+func sessionsWithin(files uint64) int { return int(files-min(ownFiles, files/4)) / 2 }
 
 // raiseFiles lifts the limit of open files to what is allowed: every session
 // needs two.

@@ -92,6 +92,9 @@ func (a *app) verdict(v health.Verdict) {
 	a.hmu.Lock()
 	a.health = api.Health{OK: v.OK, Cause: v.Cause, At: time.Now()}
 	a.hmu.Unlock()
+	if v.Own {
+		return // nothing is known of production
+	}
 	h := failover.Happened{Event: failover.Healthy}
 	if !v.OK {
 		h = failover.Happened{Event: failover.Failed, Detail: v.Cause, Silent: v.Silent}

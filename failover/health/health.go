@@ -10,6 +10,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"slices"
 	"syscall"
 	"time"
 )
@@ -25,6 +26,7 @@ type Verdict struct {
 	OK     bool
 	Cause  string        // what failed, in words
 	Silent bool          // it did not answer, rather than refuse
+	Own    bool          // this machine could not ask: nothing is known of production
 	Took   time.Duration // of the slowest check
 }
 
@@ -49,7 +51,7 @@ func (p *Prober) Run(ctx context.Context) error {
 	if failures == 0 {
 		failures = 2
 	}
-	bad := 0
+	bad, own := 0, false
 	for {
 		v := p.Probe(ctx)
 		if ctx.Err() != nil {
@@ -57,7 +59,14 @@ func (p *Prober) Run(ctx context.Context) error {
 		}
 		switch {
 		case v.OK:
-			bad = 0
+			bad, own = 0, false
+			p.Tell(v)
+		case v.Own:
+			// No reason for a takeover, which would not help.
+			if !own {
+				p.Log.Error("production cannot be asked whether it lives: this machine lacks what it takes", "err", v.Cause)
+			}
+			own = true
 			p.Tell(v)
 		default:
 			if bad++; !v.Silent || bad >= failures {
@@ -119,13 +128,21 @@ func (p *Prober) Probe(ctx context.Context) Verdict {
 			continue
 		}
 		silent := Silent(r.err)
-		if v.OK || v.Silent && !silent {
-			v.Cause, v.Silent = fmt.Sprintf("%s: %v", r.name, r.err), silent
+		own := Own(r.err)
+		if v.OK || v.Own && !own || v.Silent && !silent && !own {
+			v.Cause, v.Silent, v.Own = fmt.Sprintf("%s: %v", r.name, r.err), silent, own
 		}
 		v.OK = false
 	}
 	v.Took = time.Since(start)
 	return v
+}
+
+// Own reports whether an error is this machine's own: it has no file descriptor,
+// port or memory left, or forbids the connection itself.
+func Own(err error) bool {
+	return slices.ContainsFunc([]error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EADDRNOTAVAIL, syscall.EPERM, syscall.EACCES},
+		func(e error) bool { return errors.Is(err, e) })
 }
 
 // Silent reports whether an error means that nobody answered, in place of a

@@ -199,11 +199,11 @@ namespace inbox {
     special_use = \Trash
   }
 }
-default_client_limit = 5000
+default_client_limit = {{if .Sessions}}40000{{else}}5000{{end}}
 service imap-login {
   service_count = 0
   process_min_avail = 2
-  client_limit = 2000
+  client_limit = {{if .Sessions}}5000{{else}}2000{{end}}
   inet_listener imap {
     port = {{.IMAPPort}}
   }
@@ -218,10 +218,10 @@ service imap {
   process_limit = 2000
 {{end}}}
 service anvil {
-  client_limit = 6000
+  client_limit = {{if .Sessions}}40000{{else}}6000{{end}}
 }
 service auth {
-  client_limit = 6000
+  client_limit = {{if .Sessions}}40000{{else}}6000{{end}}
   unix_listener {{.Dir}}/spool/private/auth {
     mode = 0666
   }

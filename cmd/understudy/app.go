@@ -406,13 +406,15 @@ func (a *app) chores(ctx context.Context) error {
 	slow := time.Now()
 	var told proxy.Greeting
 	introduced, kicked := false, time.Time{}
+	var phase failover.Phase
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
 		}
-		phase := a.keeper.State().Phase
+		last := phase
+		phase = a.keeper.State().Phase
 		if phase == failover.Seeding && a.mirror.Seeded() {
 			a.keeper.Tell(failover.Happened{Event: failover.Seeded})
 		}
@@ -421,7 +423,8 @@ func (a *app) chores(ctx context.Context) error {
 			introduced = a.proxy.Introduce(intro) == nil
 			cancel()
 		}
-		if time.Since(slow) < 5*time.Second {
+		back := last == failover.HandingBack && phase == failover.Protecting
+		if time.Since(slow) < 5*time.Second && !back {
 			continue
 		}
 		slow = time.Now()
@@ -482,6 +485,19 @@ func (a *app) lookForOwed(ctx context.Context) error {
 
 func (a *app) owedBefore() time.Time { return time.Now().Add(-a.cfg.Failover.OwedAfter.D()) }
 
+func (a *app) inject(ctx context.Context, r smtpd.Relay, due func(row.Held) bool) {
+	if err := a.smtp.Inject(ctx, r, due); err != nil && ctx.Err() == nil {
+		a.log.Warn("accepted mail waits for production", "err", err)
+	}
+}
+
+// onStandby reports whether a recipient's account is not, or not known to be, with
+// production.
+func (a *app) onStandby(rcpt string) bool {
+	rt, ok := a.store.RouteOf(rcpt)
+	return !ok || !a.actor.OnProduction(rt.Account)
+}
+
 // flush sends outbound mail where it may go now.
 func (a *app) flush(ctx context.Context, phase failover.Phase) {
 	r := smtpd.Relay{Hostname: "understudy"}
@@ -492,9 +508,12 @@ func (a *app) flush(ctx context.Context, phase failover.Phase) {
 			a.log.Debug("look for messages that are owed", "err", err)
 			return
 		}
-		if err := a.smtp.Inject(ctx, r, a.owedBefore()); err != nil && ctx.Err() == nil {
-			a.log.Warn("accepted mail waits for production", "err", err)
-		}
+		before := a.owedBefore()
+		a.inject(ctx, r, func(h row.Held) bool { return h.Standby || h.Owed && !h.Arrived.After(before) })
+	case phase == failover.HandingBack && a.cfg.Production.SMTP != "":
+		r.Dial = a.target.SMTP.Dial
+		a.inject(ctx, r, func(h row.Held) bool { return h.Standby && !slices.ContainsFunc(h.Rcpts, a.onStandby) })
+		return
 	case a.cfg.Standby.Outbound == "smarthost":
 		r.Dial = proxy.Endpoint{Addr: a.cfg.Standby.Smarthost, Security: proxy.Plain}.Dial
 	default:

@@ -67,15 +67,15 @@ func (s *Server) Flush(ctx context.Context, r Relay, now time.Time) (left int, e
 // alone before it is tried again.
 const refusedPause = time.Hour
 
-// Inject gives production what the standby accepted and could not put into a
-// mailbox before the hand-back, and what is owed since before a time: production
-// was lost before it answered, and has not delivered it by itself since.
-// Afterwards it is held like any message that production accepted. What is lost
-// sight of in between is owed: production may have it.
-func (s *Server) Inject(ctx context.Context, r Relay, owedBefore time.Time) error {
+// Inject gives production the held messages that are due: what the standby
+// accepted and could not put into a mailbox before the hand-back, and what
+// production was lost over before it answered and has not delivered by itself
+// since. Afterwards it is held like any message that production accepted. What is
+// lost sight of in between is owed: production may have it.
+func (s *Server) Inject(ctx context.Context, r Relay, due func(row.Held) bool) error {
 	var refused error
 	for _, h := range s.opt.Store.HeldAll() {
-		if !h.Standby && (!h.Owed || h.Arrived.After(owedBefore)) || time.Since(s.refused[h.ID]) < refusedPause {
+		if !due(h) || time.Since(s.refused[h.ID]) < refusedPause {
 			continue
 		}
 		if err := s.opt.Store.Giving(ctx, h.ID, time.Now()); err != nil {

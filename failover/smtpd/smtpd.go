@@ -234,7 +234,7 @@ func (s *Server) deliver(ctx context.Context, h row.Held, via string) (left int)
 		head := fmt.Sprintf("Return-Path: <%s>\r\nDelivered-To: %s\r\nReceived: %s\r\n\tby %s with ESMTP id %s\r\n\tfor <%s>; %s\r\n",
 			h.From, rcpt, via, s.opt.Hostname, h.Ref.String()[:12], rcpt, h.Arrived.Format(time.RFC1123Z))
 		if err := s.opt.Store.Deliver(ctx, h, rcpt, append([]byte(head), orig...)); err != nil {
-			s.opt.Log.Warn("message stays held", "held", h.ID, "err", err)
+			s.opt.Log.Info("message stays held", "held", h.ID, "err", err)
 			left++
 		}
 	}

@@ -89,6 +89,9 @@ func (s *imapSession) attach(ctx context.Context, lease Lease) (*upstream, error
 	}
 	stop := context.AfterFunc(work, func() { _ = up.Close() })
 	_ = up.SetDeadline(time.Now().Add(answerTimeout))
+	if lease.Side == Production {
+		s.outlast(work)
+	}
 	// Before the mailbox is opened: of what is taken out of it now the client is
 	// told as of what it missed.
 	if err = s.outcomes(work, lease.Side); err == nil {
@@ -109,6 +112,22 @@ func (s *imapSession) attach(ctx context.Context, lease Lease) (*upstream, error
 	}
 	_ = up.SetDeadline(time.Time{})
 	return up, nil
+}
+
+// lateLimit is how long production may go on with what it had received when only
+// the connection broke, before it is asked what it has done.
+const lateLimit = 200 * time.Millisecond
+
+// outlast waits until production has most likely done what it had received.
+func (s *imapSession) outlast(ctx context.Context) {
+	if s.unsure.IsZero() {
+		return
+	}
+	select {
+	case <-time.After(time.Until(s.unsure.Add(lateLimit))):
+		s.unsure = time.Time{}
+	case <-ctx.Done():
+	}
 }
 
 // inTurn runs f, which asks the standby. Thousands of sessions at once would all

@@ -79,6 +79,7 @@ type imapSession struct {
 	attached *sync.Cond // on send: up or over changed
 	up       *upstream  // nil: none takes commands
 	over     bool       // the session ends
+	unsure   time.Time  // when production was lost over a change; carry's and attach's own
 	upDue    time.Time  // when the write deadline was last set
 
 	mu      sync.Mutex
@@ -268,6 +269,7 @@ func (s *imapSession) settle(up *upstream) {
 	for _, c := range pending {
 		if up.lease.Side == Production && imapsession.Changes(c.Verb) && c.Complete() {
 			s.p.opt.Tap.Unanswered(s.account, c)
+			s.unsure = time.Now()
 		}
 		s.known(c)
 	}

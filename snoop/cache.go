@@ -76,12 +76,13 @@ type Options struct {
 type Cache struct {
 	opt  Options
 	told told
+	late chan lateCopy
 
 	wire, synced, held atomic.Int64
 }
 
 // New returns a cache.
-func New(o Options) *Cache { return &Cache{opt: o} }
+func New(o Options) *Cache { return &Cache{opt: o, late: make(chan lateCopy, maxLate)} }
 
 // Counts tells how many changes were settled from the wire, how many by a
 // sync, and how many messages were held.
@@ -289,6 +290,9 @@ func (c *Cache) appended(ctx context.Context, account string, cmd *imapsession.C
 		return err
 	}
 	c.told.add(account, n.Mailbox, uid)
+	if cmd.Rerun {
+		c.expectLate(lateCopy{account: account, mailbox: n.Mailbox, ref: n.Ref, mark: cmd.Mark, uid: uid})
+	}
 	if err := c.opt.Replica.LearnAppend(ctx, account, n); err != nil {
 		return err
 	}

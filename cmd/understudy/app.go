@@ -334,7 +334,7 @@ func (a *app) run(ctx context.Context, ready func(map[string]string)) error {
 
 // work runs what needs no listener.
 func (a *app) work(ctx context.Context, g *errgroup.Group) {
-	for _, f := range []func(context.Context) error{a.keeper.Run, a.mirror.Run, a.prober.Run, a.learn.run, a.actor.deliver, a.chores} {
+	for _, f := range []func(context.Context) error{a.keeper.Run, a.mirror.Run, a.prober.Run, a.learn.run, a.cache.Run, a.actor.deliver, a.chores} {
 		g.Go(func() error { return f(ctx) })
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"understudy/failover"
 	"understudy/replica/imapc"
@@ -61,6 +62,45 @@ func TestT28_FlagLeftByACutCopyBack(t *testing.T) {
 		if slices.Contains(got[1], `\Flagged`) || !slices.Contains(got[2], `\Flagged`) {
 			t.Errorf("flags on production: %v", got)
 		}
+		w.stopBox()
+		w.kill()
+	})
+}
+
+// B5: production goes on with an APPEND after its connection broke, and after it
+// was given the message again: it is there once, as the client was told.
+func TestB5_LateAppend(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 6)
+		defer func() { _ = os.RemoveAll(w.dir) }()
+		w.start()
+		w.startBox()
+		w.wait(failover.Protecting)
+		c, err := w.dial(w.users[0], w.toBox, "imap")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Select("INBOX", false); err != nil {
+			t.Fatal(err)
+		}
+		go w.cutLate(time.Second)
+		time.Sleep(10 * time.Millisecond)
+		_, told, err := c.Append(imapc.Appending{Mailbox: "INBOX", Flags: []string{}, Body: []byte("Subject: a\r\n\r\nb\r\n")})
+		if err != nil {
+			t.Error(err)
+		}
+		time.Sleep(20 * time.Second)
+		prod, err := w.dial(w.users[0], w.direct, "imap")
+		if err != nil {
+			t.Fatal(err)
+		}
+		sel, err := prod.Select("INBOX", true)
+		uids, serr := prod.SearchAll()
+		if err != nil || serr != nil || !slices.Equal(uids, []uint32{told}) || sel.UIDNext < told+2 {
+			t.Errorf("told %d, there is %v, next is %d; %v, %v", told, uids, sel.UIDNext, err, serr)
+		}
+		prod.Close()
+		c.Close()
 		w.stopBox()
 		w.kill()
 	})

@@ -91,6 +91,7 @@ type simServer struct {
 	g      errgroup.Group
 	mu     sync.Mutex
 	conns  []net.Conn
+	gates  []*gated
 }
 
 // simBox is the Understudy.
@@ -188,6 +189,24 @@ func (s *simServer) cut(n int) {
 	}
 }
 
+// cutLate breaks all connections to production, which after a time goes on with
+// what it had received by them.
+func (w *world) cutLate(after time.Duration) {
+	stall := make(chan struct{})
+	w.mu.Lock()
+	s := w.prod
+	s.mu.Lock()
+	for _, g := range s.gates {
+		g.stall = stall
+	}
+	s.mu.Unlock()
+	w.mu.Unlock()
+	time.Sleep(50 * time.Millisecond)
+	s.cut(1)
+	time.Sleep(after)
+	close(stall)
+}
+
 // gated is production's end of a connection: slow, in pieces, and stopped while
 // production is frozen. What it writes waits in a queue, as in a socket.
 type gated struct {
@@ -197,6 +216,7 @@ type gated struct {
 	end   chan struct{} // closed when nothing more is written
 	sent  chan struct{}
 	once  sync.Once
+	stall chan struct{} // of this one alone, as frozen is of all; the world's lock guards it
 }
 
 func newGated(c net.Conn, w *world) *gated {
@@ -232,11 +252,13 @@ func (g *gated) deliver() {
 
 func (g *gated) pass() {
 	g.w.mu.Lock()
-	frozen, pause := g.w.frozen, time.Duration(g.w.rng.IntN(2000))*time.Microsecond
+	frozen, stall, pause := g.w.frozen, g.stall, time.Duration(g.w.rng.IntN(2000))*time.Microsecond
 	g.w.mu.Unlock()
 	time.Sleep(pause)
-	if frozen != nil {
-		<-frozen
+	for _, c := range []chan struct{}{frozen, stall} {
+		if c != nil {
+			<-c
+		}
 	}
 }
 
@@ -277,11 +299,12 @@ func (w *world) toProduction(_ context.Context, _ proxy.Client, addr string) (ne
 		kind = proxy.SMTP
 	}
 	near, far := net.Pipe()
+	g := newGated(far, w)
 	s.mu.Lock()
-	s.conns = append(s.conns, far)
+	s.conns, s.gates = append(s.conns, far), append(s.gates, g)
 	s.mu.Unlock()
 	s.g.Go(func() error {
-		s.front.ServeConn(s.ctx, newGated(far, w), kind)
+		s.front.ServeConn(s.ctx, g, kind)
 		return nil
 	})
 	return near, nil
@@ -405,8 +428,8 @@ func (w *world) faults() (boxDied bool) {
 		time.Sleep(w.some(2 * time.Second))
 		w.liven(600 * time.Millisecond)
 		time.Sleep(200 * time.Millisecond)
-		kind := int(w.some(8))
-		w.plan = append(w.plan, []string{"kill", "kill", "restart", "freeze", "blip", "cut", "planned", "box"}[kind])
+		kind := int(w.some(9))
+		w.plan = append(w.plan, []string{"kill", "kill", "restart", "freeze", "blip", "cut", "planned", "box", "late"}[kind])
 		switch kind {
 		case 0, 1: // long dead; the second time the box, too
 			w.kill()
@@ -445,6 +468,8 @@ func (w *world) faults() (boxDied bool) {
 			w.stopBox()
 			time.Sleep(w.some(2 * time.Second))
 			w.startBox()
+		case 8:
+			w.cutLate(w.some(150 * time.Millisecond))
 		}
 		w.liven(300 * time.Millisecond)
 	}

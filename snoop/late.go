@@ -1,0 +1,106 @@
+package snoop
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"understudy/replica/row"
+)
+
+// If only the connection to production broke, production may go on with an APPEND
+// that it had received whole, and finish it after it was asked and given the
+// message again. Such a message is looked for, and taken out: the same bytes,
+// since the command was seen, and nobody was told that they are his.
+
+// lateCopy is a message that was given to production a second time.
+type lateCopy struct {
+	account, mailbox string
+	ref              row.Ref
+	mark             uint32 // UIDNEXT when the command was seen
+	uid              uint32 // of the second one
+	since, due       time.Time
+	looked           int
+}
+
+// maxLate bounds the messages that are looked for at a time; of more, a late copy
+// stays.
+const maxLate = 256
+
+// lateAfter is when a late copy is looked for, and lateLimit how long that is tried
+// if production cannot be asked.
+var lateAfter = []time.Duration{time.Second, 5 * time.Second, 30 * time.Second}
+
+const lateLimit = 10 * time.Minute
+
+func (c *Cache) expectLate(l lateCopy) {
+	l.since = time.Now()
+	l.due = l.since.Add(lateAfter[0])
+	select {
+	case c.late <- l:
+	default:
+	}
+}
+
+// Run takes late copies out until ctx ends.
+func (c *Cache) Run(ctx context.Context) error {
+	var list []lateCopy
+	for {
+		var next <-chan time.Time
+		if len(list) > 0 {
+			first := slices.MinFunc(list, func(x, y lateCopy) int { return x.due.Compare(y.due) })
+			next = time.After(time.Until(first.due))
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case l := <-c.late:
+			if len(list) < maxLate {
+				list = append(list, l)
+			}
+		case now := <-next:
+			for i := range list {
+				l := &list[i]
+				if now.Before(l.due) {
+					continue
+				}
+				if err := c.dropLate(ctx, *l); err != nil && now.Sub(l.since) < lateLimit {
+					c.opt.Log.Debug("look for a late copy", "account", l.account, "mailbox", l.mailbox, "err", err)
+					l.due = now.Add(lateAfter[1])
+				} else if l.looked++; l.looked < len(lateAfter) {
+					l.due = now.Add(lateAfter[l.looked] - lateAfter[l.looked-1])
+				}
+			}
+			list = slices.DeleteFunc(list, func(l lateCopy) bool { return l.looked == len(lateAfter) })
+		}
+	}
+}
+
+// dropLate looks for a late copy in the mailbox, and expunges it.
+func (c *Cache) dropLate(ctx context.Context, l lateCopy) error {
+	ctx, cancel := context.WithTimeout(ctx, syncLimit)
+	defer cancel()
+	if err := c.opt.Syncer.SyncMailbox(ctx, l.account, l.mailbox); err != nil {
+		return err
+	}
+	sn, err := c.opt.Replica.Snapshot(l.account, l.mailbox)
+	if err != nil {
+		return err
+	}
+	var uids []uint32
+	for _, m := range sn.Rows {
+		if m.UID >= l.mark && m.UID != l.uid && m.Ref == l.ref && !c.told.has(l.account, l.mailbox, m.UID) {
+			uids = append(uids, m.UID)
+		}
+	}
+	if len(uids) == 0 {
+		return nil
+	}
+	if err := c.opt.Syncer.Expunge(ctx, l.account, l.mailbox, uids); err != nil {
+		return err
+	}
+	c.opt.Log.Info("production finished an APPEND after its connection had broken, and after it was given the message again; the late copy is taken out",
+		"account", l.account, "mailbox", l.mailbox, "uids", uids)
+	c.opt.Syncer.Hint(l.account, l.mailbox)
+	return nil
+}

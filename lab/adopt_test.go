@@ -139,8 +139,8 @@ func TestN37_OutOfFiles(t *testing.T) {
 }
 
 // N02: mbsync, offlineimap, mutt and a sending Postfix run over
-// takeovers and hand-backs, planned and not: no error exit, nothing twice. (That
-// nothing is fetched again: TestN02_MbsyncWarmCache.)
+// takeovers and hand-backs, planned and not: no error exit, nothing twice, no
+// message and no header fetched again.
 func TestN02_RealClients(t *testing.T) {
 	s := newSite(t, 1)
 	u := s.Users[0]
@@ -149,7 +149,12 @@ func TestN02_RealClients(t *testing.T) {
 	waitPhase(t, b, "protecting")
 	order(t, b, "sync")
 	dir := t.TempDir()
-	clients := realClients(t, b, u, dir)
+	downloads := map[string]*downloads{}
+	clients := realClients(t, func(client string) string {
+		d := watchDownloads(t, b.IMAP)
+		downloads[client] = d
+		return d.l.Addr().String()
+	}, u, dir)
 	peer := must(site.New(t.TempDir(), nil, nil))(t)
 	check(t, peer.StartPostfix(t.Context()))
 	t.Cleanup(peer.Stop)
@@ -208,6 +213,9 @@ func TestN02_RealClients(t *testing.T) {
 	wg.Wait()
 	settled(t, b)
 	t.Logf("runs: %v; messages sent by the peer: %d", runs, sent)
+	for name, d := range downloads {
+		d.once(t, name)
+	}
 	queue := func() string {
 		out, _ := exec.Command("postqueue", "-c", filepath.Join(peer.Dir, "pf"), "-p").CombinedOutput()
 		return string(out)
@@ -237,9 +245,13 @@ func TestN02_RealClients(t *testing.T) {
 }
 
 // realClients writes the settings of the clients and returns their commands.
-func realClients(t *testing.T, b *site.Box, u, dir string) map[string][]string {
+func realClients(t *testing.T, to func(client string) (addr string), u, dir string) map[string][]string {
 	t.Helper()
-	host, port, _ := strings.Cut(b.IMAP, ":")
+	port := func(client string) string {
+		_, p, _ := strings.Cut(to(client), ":")
+		return p
+	}
+	const host = "127.0.0.1"
 	write := func(name, text string) string {
 		p := filepath.Join(dir, name)
 		check(t, os.MkdirAll(filepath.Dir(p), 0o700))
@@ -248,11 +260,11 @@ func realClients(t *testing.T, b *site.Box, u, dir string) map[string][]string {
 	}
 	check(t, os.MkdirAll(filepath.Join(dir, "m"), 0o700))
 	mbsync := write("mbsyncrc", fmt.Sprintf("IMAPAccount a\nHost %s\nPort %s\nUser %s\nPass %s\nSSLType None\nAuthMechs LOGIN\n\nIMAPStore far\nAccount a\n\nMaildirStore near\nPath %s/m/\nInbox %s/m/INBOX\nSubFolders Verbatim\n\nChannel c\nFar :far:\nNear :near:\nPatterns *\nCreate Near\nSync All\nExpunge None\nSyncState *\n",
-		host, port, u, site.Password(u), dir, dir))
+		host, port("mbsync"), u, site.Password(u), dir, dir))
 	offline := write("offlinerc", fmt.Sprintf("[general]\naccounts = a\nmetadata = %s/om\nui = quiet\n[Account a]\nlocalrepository = l\nremoterepository = r\n[Repository l]\ntype = Maildir\nlocalfolders = %s/o\n[Repository r]\ntype = IMAP\nremotehost = %s\nremoteport = %s\nremoteuser = %s\nremotepass = %s\nssl = no\nstarttls = no\nauth_mechanisms = LOGIN\n",
-		dir, dir, host, port, u, site.Password(u)))
+		dir, dir, host, port("offlineimap"), u, site.Password(u)))
 	mutt := write("muttrc", fmt.Sprintf("set imap_user=\"%s\"\nset imap_pass=\"%s\"\nset ssl_starttls=no\nset ssl_force_tls=no\nset folder=\"imap://%s:%s/\"\nset spoolfile=\"+INBOX\"\nset header_cache=\"%s/mh\"\nset imap_authenticators=\"login\"\npush \"<sync-mailbox><exit>\"\n",
-		u, site.Password(u), host, port, dir))
+		u, site.Password(u), host, port("mutt"), dir))
 	return map[string][]string{
 		"mbsync":      {"mbsync", "-c", mbsync, "-a"},
 		"offlineimap": {"offlineimap", "-o", "-c", offline},

@@ -1,19 +1,11 @@
 package replica
 
 import (
-	"bytes"
-	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
-	"errors"
-	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
+	"maps"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"understudy/replica/row"
@@ -21,31 +13,23 @@ import (
 
 // A sender whose message was taken and who was not answered comes again with the
 // same message, which must not be taken for another one. So before anybody may
-// take a message it is noted in a file, and struck off when its sender is
+// take a message it is noted in a journal, and struck off when its sender is
 // answered. What is left when this process is ended is looked for when mail
-// arrives. The file is written and not synced: it outlives the process, and not
-// the machine, after whose fall a message may be there twice, as RFC 5321 section
-// 6.1 allows; that costs no wait.
+// arrives. After a fall of the whole machine a message may be there twice, as RFC
+// 5321 section 6.1 allows.
 
-// unanswered is a line of the file: a message, or with Done that its sender was
-// answered.
+// unanswered is a message whose sender was not answered yet.
 type unanswered struct {
-	ID   uint64
-	Done bool      `json:",omitempty"`
-	From string    `json:",omitempty"`
-	To   string    `json:",omitempty"` // digest of the recipients
-	Ref  row.Ref   `json:",omitzero"`
-	At   time.Time `json:",omitzero"`
-
-	before bool // of a process before this one
+	From string
+	To   string // digest of the recipients
+	Ref  row.Ref
+	At   time.Time
 }
 
 const (
 	// repeatLimit is how long senders try: RFC 5321 section 4.5.4.1 says four to
 	// five days.
 	repeatLimit = 6 * 24 * time.Hour
-	// maxUnanswered is at which size the file is begun anew, in bytes.
-	maxUnanswered = 1 << 20
 	// maxLeft bounds the messages whose sessions ended; the oldest are forgotten.
 	maxLeft = 1000
 )
@@ -64,66 +48,30 @@ func sortedFold(rcpts []string) []string {
 	return slices.Compact(out)
 }
 
-// answers is that file.
+// answers is that journal.
 type answers struct {
-	mu   sync.Mutex // of its own: the disk may be slow
-	f    *os.File
-	size int64
-	next uint64
-	open map[uint64]unanswered // sessions are at work on them
-	left []unanswered          // their sessions ended
+	*journal[unanswered]
+	left   []uint64 // their sessions ended; in order
+	before uint64   // up to this one they are of processes before this one
 }
 
 func openAnswers(dir string) (*answers, error) {
-	path := filepath.Join(dir, "unanswered")
-	text, err := os.ReadFile(path)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("messages without an answer: %w", err)
+	j, err := openJournal[unanswered](dir, "unanswered", "messages without an answer")
+	if err != nil {
+		return nil, err
 	}
-	a := &answers{open: map[uint64]unanswered{}}
-	for line := range bytes.Lines(text) {
-		var u unanswered
-		if json.Unmarshal(line, &u) != nil {
-			continue // cut off when the process was ended
-		}
-		a.next = max(a.next, u.ID)
-		if delete(a.open, u.ID); !u.Done && time.Since(u.At) < repeatLimit {
-			a.open[u.ID] = u
-		}
-	}
-	for _, u := range a.open {
-		u.before = true
-		a.left = append(a.left, u)
-	}
-	clear(a.open)
-	slices.SortFunc(a.left, func(x, y unanswered) int { return cmp.Compare(x.ID, y.ID) })
-	a.left = a.left[max(0, len(a.left)-maxLeft):]
-	if a.f, err = os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600); err != nil {
-		return nil, fmt.Errorf("messages without an answer: %w", err)
-	}
-	return a, a.renew()
+	a := &answers{journal: j, before: j.next}
+	maps.DeleteFunc(j.open, func(_ uint64, u unanswered) bool { return time.Since(u.At) > repeatLimit })
+	a.left = slices.Sorted(maps.Keys(j.open))
+	a.trim()
+	return a, j.renew()
 }
 
-// renew begins the file anew with what is still needed.
-func (a *answers) renew() error {
-	if err := a.f.Truncate(0); err != nil {
-		return fmt.Errorf("messages without an answer: %w", err)
-	}
-	a.size = 0
-	for _, u := range a.left {
-		a.write(u)
-	}
-	for _, u := range a.open {
-		a.write(u)
-	}
-	return nil
-}
-
-// write appends a line. That it fails is no reason not to take a message.
-func (a *answers) write(u unanswered) {
-	if b, err := json.Marshal(u); err == nil {
-		n, _ := a.f.Write(append(b, '\n'))
-		a.size += int64(n)
+// trim forgets the oldest of too many.
+func (a *answers) trim() {
+	for len(a.left) > maxLeft {
+		a.end(a.left[0])
+		a.left = a.left[1:]
 	}
 }
 
@@ -133,14 +81,7 @@ func (s *Store) Await(e row.Envelope, ref row.Ref) (id uint64) {
 	a := s.answers
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.size > maxUnanswered {
-		_ = a.renew()
-	}
-	a.next++
-	u := unanswered{ID: a.next, From: e.From, To: recipients(e.Rcpts), Ref: ref, At: time.Now()}
-	a.open[u.ID] = u
-	a.write(u)
-	return u.ID
+	return a.begin(unanswered{From: e.From, To: recipients(e.Rcpts), Ref: ref, At: time.Now()})
 }
 
 // Replied records that the sender was answered, with whatever.
@@ -148,8 +89,7 @@ func (s *Store) Replied(id uint64) {
 	a := s.answers
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	delete(a.open, id)
-	a.write(unanswered{ID: id, Done: true})
+	a.end(id)
 }
 
 // Unreplied records that the session ended before that.
@@ -157,11 +97,8 @@ func (s *Store) Unreplied(id uint64) {
 	a := s.answers
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if u, ok := a.open[id]; ok {
-		delete(a.open, id)
-		a.left = append(a.left, u)
-		a.left = a.left[max(0, len(a.left)-maxLeft):]
-	}
+	a.left = append(a.left, id)
+	a.trim()
 }
 
 // Unanswered reports whether there are messages at all whose senders may come
@@ -180,16 +117,18 @@ func (s *Store) Again(e row.Envelope, ref row.Ref) (since time.Time, before, ok 
 	a := s.answers
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	i := slices.IndexFunc(a.left, func(u unanswered) bool {
+	i := slices.IndexFunc(a.left, func(id uint64) bool {
+		u := a.open[id]
 		return u.Ref == ref && u.From == e.From && u.To == to && time.Since(u.At) < repeatLimit
 	})
 	if i < 0 {
 		return time.Time{}, false, false
 	}
-	u := a.left[i]
+	id := a.left[i]
+	u := a.open[id]
 	a.left = slices.Delete(a.left, i, i+1)
-	a.write(unanswered{ID: u.ID, Done: true})
-	return u.At, u.before, true
+	a.end(id)
+	return u.At, id <= a.before, true
 }
 
 // Holding finds the held delivery of a message.

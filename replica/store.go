@@ -68,7 +68,7 @@ type Store struct {
 	routes   map[string]row.Route
 	twins    map[uint64]row.Twin
 	answers  *answers
-	intents  *intents
+	intents  *journal[intent]
 	nextID   uint64
 	cached   int // rows in snapshots
 }
@@ -107,11 +107,7 @@ func Open(o Options) (*Store, error) {
 	if s.answers, err = openAnswers(o.Dir); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
-	var left []intent
-	if s.intents, left, err = openIntents(o.Dir); err == nil {
-		err = s.settleIntents(left)
-	}
-	if err != nil {
+	if err := s.openIntents(); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil

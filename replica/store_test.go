@@ -194,9 +194,9 @@ func TestN18_SenderComesAgain(t *testing.T) {
 	}
 	again(e, left, true, "the session ended")
 	again(e, left, false, "twice")
-	f, err := os.OpenFile(filepath.Join(dir, "unanswered"), os.O_APPEND|os.O_WRONLY, 0)
+	f, err := os.OpenFile(filepath.Join(dir, "unanswered.journal"), os.O_APPEND|os.O_WRONLY, 0)
 	if err == nil {
-		_, err = f.WriteString(`{"ID":9,"From":"cut of`)
+		_, err = f.WriteString(`{"ID":9,"Item":{"From":"cut of`)
 		_ = f.Close()
 	}
 	if err := errors.Join(err, s.Close()); err != nil {

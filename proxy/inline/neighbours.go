@@ -138,10 +138,7 @@ func (w *Wire) found(mac net.HardwareAddr) {
 	}
 	if w.site.OneArm && w.site.MAC != nil && (w.opt.Site.MAC != nil || !w.opt.Absent()) {
 		// On a shared network anybody can say so.
-		if w.problem == "" {
-			w.problem = fmt.Sprintf("%s says that it has production's address, which is at %s", mac, w.site.MAC)
-			w.opt.Log.Warn("network", "problem", w.problem)
-		}
+		w.trouble(fmt.Sprintf("%s says that it has production's address, which is at %s", mac, w.site.MAC))
 		return
 	}
 	w.opt.Log.Info("production's hardware address", "mac", mac.String(), "before", w.site.reach().String())

@@ -43,10 +43,7 @@ func (w *Wire) watchTags(ctx context.Context) error {
 	return w.read(ctx, w.tagged, func([]byte) {
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		if w.problem == "" {
-			w.problem = "frames on " + w.site.Server + " carry VLAN tags: they pass, but are not diverted. Put the box where production's traffic is untagged"
-			w.opt.Log.Error("network", "problem", w.problem)
-		}
+		w.trouble("frames on " + w.site.Server + " carry VLAN tags: they pass, but are not diverted. Put the box where production's traffic is untagged")
 	})
 }
 

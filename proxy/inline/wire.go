@@ -36,15 +36,16 @@ type Wire struct {
 	lan, srv *packets // srv is nil beside production
 	tagged   *packets
 
-	mu      sync.Mutex // holds the parts below, and every change of the kernel's configuration
-	site    Site
-	memory  memory
-	armed   bool
-	gives   int       // one-arm: how often it is still announced that it is not
-	gather  time.Time // until then connections past the box are reset
-	past    int
-	problem string
-	lanMAC  net.HardwareAddr
+	mu       sync.Mutex // holds the parts below, and every change of the kernel's configuration
+	site     Site
+	memory   memory
+	armed    bool
+	gives    int       // one-arm: how often it is still announced that it is not
+	gather   time.Time // until then connections past the box are reset
+	past     int
+	problem  string
+	troubled time.Time // when the problem was last seen
+	lanMAC   net.HardwareAddr
 
 	contested chan struct{} // one-arm: production spoke with the address that is taken
 	groups    net.PacketConn
@@ -272,11 +273,25 @@ type State struct {
 	Problem string
 }
 
+// troubleLives is for how long a problem that is not seen any more is shown.
+const troubleLives = 5 * time.Minute
+
+// trouble notes a problem. mu is held.
+func (w *Wire) trouble(text string) {
+	if text != w.problem || time.Since(w.troubled) > troubleLives {
+		w.opt.Log.Warn("network", "problem", text)
+	}
+	w.problem, w.troubled = text, time.Now()
+}
+
 // State tells what the wire is like.
 func (w *Wire) State() State {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	s := State{Armed: w.armed && w.site.MAC != nil, Fenced: w.site.Fenced, Cable: !w.down.Load(), Problem: w.problem, MAC: w.site.reach().String(), Past: w.past}
+	s := State{Armed: w.armed && w.site.MAC != nil, Fenced: w.site.Fenced, Cable: !w.down.Load(), MAC: w.site.reach().String(), Past: w.past}
+	if time.Since(w.troubled) < troubleLives {
+		s.Problem = w.problem
+	}
 	if w.site.MAC == nil && s.Problem == "" {
 		s.Problem = "production's hardware address is not known yet: it has not been seen on " + w.site.Server + "; until then nothing is diverted (network.mac tells it)"
 	}

@@ -59,13 +59,14 @@ const (
 	Handback    Event = "hand-back ordered"   // by the admin
 	CopiedBack  Event = "copy-back done"      // no backlog but what still arrives
 	HandedBack  Event = "hand-back done"      // of the last account
+	HandedSome  Event = "hand-back of some"   // of those that were ordered; others are with the standby
 	Acknowledge Event = "acknowledged"        // the last takeover, by the admin
 	Resumed     Event = "appliance restarted" //
 )
 
 // Events lists all events.
 func Events() []Event {
-	return []Event{Seeded, Failed, Healthy, HoldOver, Takeover, Fenced, Replayed, Broken, Handback, CopiedBack, HandedBack, Acknowledge, Resumed}
+	return []Event{Seeded, Failed, Healthy, HoldOver, Takeover, Fenced, Replayed, Broken, Handback, CopiedBack, HandedBack, HandedSome, Acknowledge, Resumed}
 }
 
 // Action is what the keeper has to do after it saved the state.
@@ -81,6 +82,7 @@ const (
 	CopyBack       Action = "copy back"
 	HandBack       Action = "hand back"
 	LowerFence     Action = "lower fence"
+	Follow         Action = "follow production" // for the accounts that are with it
 	AskForTakeover Action = "ask for takeover"
 )
 
@@ -96,6 +98,10 @@ type State struct {
 	Good    int  // healthy probes in a row, after a takeover
 	Last    time.Time
 	Acked   bool // the last takeover was acknowledged
+	// Only are the accounts that a hand-back is ordered for; nil: all. Mixed: some
+	// accounts are with production already, the others with the standby.
+	Only  []string
+	Mixed bool
 }
 
 // Limits are the settings that rules look at.
@@ -114,6 +120,8 @@ type Happened struct {
 	At     time.Time
 	Detail string // named cause
 	Silent bool   // Failed: no answer, in place of a refusal
+	// Accounts of a hand-back; nil: all.
+	Accounts []string
 }
 
 // Rule is one row of the table.
@@ -153,11 +161,26 @@ func good(s *State, _ Limits, _ Happened) { s.Good++ }
 
 func notGood(s *State, _ Limits, _ Happened) { s.Good = 0 }
 
-func back(s *State, _ Limits, h Happened) { s.Epoch++; s.Last = h.At }
+func back(s *State, _ Limits, h Happened) {
+	s.Epoch++
+	s.Last, s.Only, s.Mixed = h.At, nil, false
+}
+
+func order(s *State, _ Limits, h Happened) { s.Only = h.Accounts }
+
+func some(s *State, _ Limits, _ Happened) { s.Only, s.Mixed = nil, true }
+
+// reclaim: the standby answers for all accounts again.
+func reclaim(s *State, _ Limits, _ Happened) { s.Good, s.Only, s.Mixed = 0, nil, false }
+
+func whole(s *State, _ Limits, _ Happened) { s.Mixed = false }
+
+func mixed(s State, _ Limits, _ Happened) bool { return s.Mixed }
 
 func enough(s State, l Limits, _ Happened) bool { return s.Good+1 >= l.ReturnProbes }
 
-func autoBack(_ State, l Limits, _ Happened) bool { return l.AutoHandback }
+// autoBack: one that was begun by order is also ended by order.
+func autoBack(s State, l Limits, _ Happened) bool { return l.AutoHandback && !s.Mixed }
 
 // Rules is the table. The first rule that matches wins.
 func Rules() []Rule {
@@ -188,27 +211,30 @@ func Rules() []Rule {
 		{From: Serving, On: Healthy, If: "often enough", Cond: enough, To: Returning, Change: good, Why: "production answers and is capable"},
 		{From: Serving, On: Healthy, To: Serving, Change: good, Why: "production answers"},
 		{From: Serving, On: Failed, To: Serving, Change: notGood, Why: "production is still away"},
-		{From: Serving, On: Handback, To: CopyingBack, Do: []Action{CopyBack}, Why: "hand-back ordered"},
+		{From: Serving, On: Handback, To: CopyingBack, Do: []Action{CopyBack}, Change: order, Why: "hand-back ordered"},
 		{From: Serving, On: Resumed, To: Serving, Do: []Action{RaiseFence, Serve}, Why: "restarted while serving"},
 
-		{From: Returning, On: Handback, To: CopyingBack, Do: []Action{CopyBack}, Why: "hand-back ordered"},
+		{From: Returning, On: Handback, To: CopyingBack, Do: []Action{CopyBack}, Change: order, Why: "hand-back ordered"},
 		{From: Returning, On: Healthy, If: "hand-back is automatic", Cond: autoBack, To: CopyingBack, Do: []Action{CopyBack}, Why: "production is back for good"},
+		{From: Returning, On: Failed, If: "some accounts are with production", Cond: mixed, To: Serving, Do: []Action{Serve}, Change: reclaim, Why: "production went away again; the standby answers for all accounts"},
 		{From: Returning, On: Failed, To: Serving, Change: notGood, Why: "production went away again"},
-		{From: Returning, On: Resumed, To: Returning, Do: []Action{RaiseFence, Serve}, Why: "restarted while production was returning"},
+		{From: Returning, On: Resumed, To: Returning, Do: []Action{RaiseFence, Serve}, Change: whole, Why: "restarted while production was returning"},
 
 		{From: CopyingBack, On: CopiedBack, To: HandingBack, Do: []Action{HandBack}, Why: "production holds all but what still arrives"},
-		{From: CopyingBack, On: Broken, To: Serving, Do: []Action{Serve}, Change: notGood, Why: "copy-back was interrupted; the standby goes on"},
-		{From: CopyingBack, On: Resumed, To: CopyingBack, Do: []Action{RaiseFence, Serve, CopyBack}, Why: "restarted while copying back"},
+		{From: CopyingBack, On: Broken, To: Serving, Do: []Action{Serve}, Change: reclaim, Why: "copy-back was interrupted; the standby goes on"},
+		{From: CopyingBack, On: Failed, If: "some accounts are with production", Cond: mixed, To: Serving, Do: []Action{Serve}, Change: reclaim, Why: "production went away again; the standby answers for all accounts"},
+		{From: CopyingBack, On: Resumed, To: CopyingBack, Do: []Action{RaiseFence, Serve, CopyBack}, Change: whole, Why: "restarted while copying back"},
 
 		{From: HandingBack, On: HandedBack, To: Protecting, Do: []Action{LowerFence, ReleaseHold}, Change: back, Why: "production answers for every account"},
+		{From: HandingBack, On: HandedSome, To: Returning, Do: []Action{Follow}, Change: some, Why: "production answers for the accounts that were ordered"},
 		{From: HandingBack, On: Broken, To: CopyingBack, Do: []Action{CopyBack}, Why: "hand-back was interrupted and begins again"},
-		{From: HandingBack, On: Resumed, To: CopyingBack, Do: []Action{RaiseFence, Serve, CopyBack}, Why: "restarted while handing back"},
+		{From: HandingBack, On: Resumed, To: CopyingBack, Do: []Action{RaiseFence, Serve, CopyBack}, Change: whole, Why: "restarted while handing back"},
 	}
 }
 
 // quiet lists, by phase, the events that change nothing there.
 func quiet() map[Phase][]Event {
-	always := []Event{Seeded, Acknowledge}
+	always := []Event{Seeded, Acknowledge, HandedSome}
 	q := map[Phase][]Event{
 		Seeding:     {Failed, Healthy, HoldOver, Fenced, Replayed, Broken, Handback, CopiedBack, HandedBack, Acknowledge, Resumed},
 		Protecting:  {Healthy, HoldOver, Fenced, Replayed, Broken, Handback, CopiedBack, HandedBack, Resumed},
@@ -217,12 +243,12 @@ func quiet() map[Phase][]Event {
 		Replaying:   {Failed, Healthy, HoldOver, Takeover, Fenced, Handback, CopiedBack, HandedBack},
 		Serving:     {HoldOver, Takeover, Fenced, Replayed, Broken, CopiedBack, HandedBack},
 		Returning:   {HoldOver, Takeover, Fenced, Replayed, Broken, CopiedBack, HandedBack},
-		CopyingBack: {Failed, Healthy, HoldOver, Takeover, Fenced, Replayed, Handback, HandedBack},
+		CopyingBack: {Healthy, HoldOver, Takeover, Fenced, Replayed, Handback, HandedBack},
 		HandingBack: {Failed, Healthy, HoldOver, Takeover, Fenced, Replayed, Handback, CopiedBack},
 	}
-	for p, l := range q {
+	for p := range q {
 		for _, e := range always {
-			if !slices.Contains(l, e) && !(p == Protecting && e == Acknowledge) && !(p == Seeding && e == Seeded) {
+			if !slices.Contains(q[p], e) && !(p == Protecting && e == Acknowledge) && !(p == Seeding && e == Seeded) && !(p == HandingBack && e == HandedSome) {
 				q[p] = append(q[p], e)
 			}
 		}

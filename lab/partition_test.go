@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"understudy/lab/load"
+	"understudy/replica/imapc"
 )
 
 // slowFor carries connections to a server. What the server says to the master user
@@ -125,4 +126,65 @@ func TestM7_OneSlowAccount(t *testing.T) {
 	legal(t, sbook, b)
 	order(t, b, "sync")
 	alike(t, s, b)
+}
+
+// M7, T27: some accounts are handed back first. Their clients work on production,
+// the others' with the standby, and nobody notices; when production dies again the
+// standby answers for all, and the rest is handed back in the end.
+func TestM7_SomeAccountsFirst(t *testing.T) {
+	s := newSite(t, 3)
+	first := s.Users[0]
+	b := newBox(t, s, map[string]string{"failover.mode": `"confirm"`, "failover.return_probes": "1"})
+	waitPhase(t, b, "protecting")
+	answering := func(user string) string {
+		t.Helper()
+		for l := range strings.Lines(order(t, b, "accounts")) {
+			if f := strings.Fields(l); len(f) > 1 && f[0] == user {
+				return f[1]
+			}
+		}
+		return ""
+	}
+	under(t, s, b, func(l *load.Ledger) {
+		order(t, b, "takeover")
+		waitPhase(t, b, "returning")
+		if out, err := b.Run(t.Context(), "handback", "nobody@example.test"); err == nil || !strings.Contains(out+err.Error(), "no account") {
+			t.Errorf("an account that is not there: %q, %v", out, err)
+		}
+		order(t, b, "handback", first)
+		st := must(b.Status(t.Context()))(t)
+		if st.Phase != "returning" || !strings.Contains(st.Answering, "standby for 2 accounts") || answering(first) != "production" || answering(s.Users[1]) != "standby" {
+			t.Errorf("%s, answering: %s\n%s", st.Phase, st.Answering, order(t, b, "accounts"))
+		}
+		// What its clients do is on production at once, and mail comes to it.
+		c := dial(t, b.IMAP, first)
+		if _, _, err := c.Append(imapc.Appending{Mailbox: "INBOX", Body: message("canary", 300)}); err != nil {
+			t.Error(err)
+		}
+		if n := look(t, s.Direct, []string{first})[first]["canary@other.test"].Count; n != 1 {
+			t.Errorf("a message is on production %d times", n)
+		}
+		if r := send(t, b.SMTP, "x@other.test", string(message("mailed", 300)), first); r.Code != 250 {
+			t.Error(r)
+		}
+		arrived := func() bool { return look(t, s.Direct, []string{first})[first]["mailed@other.test"].Count == 1 }
+		for end := time.Now().Add(20 * time.Second); !arrived() && time.Now().Before(end); {
+			time.Sleep(200 * time.Millisecond)
+		}
+		if !arrived() {
+			t.Error("mail for an account that was handed back does not arrive on production")
+		}
+		time.Sleep(time.Second)
+		s.Kill()
+		waitPhase(t, b, "serving")
+		time.Sleep(time.Second)
+		if a := answering(first); a != "standby" {
+			t.Errorf("production is dead, and %s answers for %s", a, first)
+		}
+		check(t, s.Start(t.Context()))
+		waitPhase(t, b, "returning")
+		order(t, b, "handback", s.Users[2])
+		order(t, b, "handback")
+		waitPhase(t, b, "protecting")
+	})
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os/exec"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -113,18 +114,13 @@ const twinsLive = 6 * 24 * time.Hour
 // delivers mail by itself.
 const maxWatched = 50
 
-func (a *actor) CopyBack(ctx context.Context) error {
+func (a *actor) CopyBack(ctx context.Context, only []string) error {
 	a.copier.Reset()
-	var watched []string
-	for _, acc := range a.store.Accounts() {
-		if acc.Home == row.Standby && len(watched) < maxWatched {
-			watched = append(watched, acc.Name)
-		}
-	}
-	if err := a.copier.Quiet(ctx, watched, time.Second, 20*time.Second); err != nil {
+	watched := a.ours(only)
+	if err := a.copier.Quiet(ctx, watched[:min(len(watched), maxWatched)], time.Second, 20*time.Second); err != nil {
 		return err
 	}
-	return a.each(ctx, func(ctx context.Context, name string) error {
+	return a.each(ctx, only, func(ctx context.Context, name string) error {
 		for range 5 {
 			// What came in while the account was copied is little after a few runs.
 			if steps, err := a.copier.Account(ctx, name); err != nil || steps < 50 {
@@ -135,16 +131,25 @@ func (a *actor) CopyBack(ctx context.Context) error {
 	})
 }
 
-func (a *actor) each(ctx context.Context, f func(ctx context.Context, account string) error) error {
+// ours are the accounts that the standby answers for, of those that are named if
+// any are.
+func (a *actor) ours(only []string) []string {
+	var out []string
+	for _, acc := range a.store.Accounts() {
+		if acc.Home == row.Standby && (only == nil || slices.Contains(only, acc.Name)) {
+			out = append(out, acc.Name)
+		}
+	}
+	return out
+}
+
+func (a *actor) each(ctx context.Context, only []string, f func(ctx context.Context, account string) error) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(copyStreams)
-	for _, acc := range a.store.Accounts() {
-		if acc.Home != row.Standby {
-			continue
-		}
+	for _, name := range a.ours(only) {
 		g.Go(func() error {
-			if err := f(ctx, acc.Name); err != nil {
-				return fmt.Errorf("account %s: %w", acc.Name, err)
+			if err := f(ctx, name); err != nil {
+				return fmt.Errorf("account %s: %w", name, err)
 			}
 			return nil
 		})
@@ -152,8 +157,8 @@ func (a *actor) each(ctx context.Context, f func(ctx context.Context, account st
 	return g.Wait()
 }
 
-func (a *actor) HandBack(ctx context.Context, block func(string) error, unblock func(string)) error {
-	return a.each(ctx, func(ctx context.Context, name string) error {
+func (a *actor) HandBack(ctx context.Context, only []string, block func(string) error, unblock func(string)) (left bool, err error) {
+	err = a.each(ctx, only, func(ctx context.Context, name string) error {
 		var blocked time.Time
 		defer unblock(name)
 		defer func() { _ = a.store.Seal(name, false) }()
@@ -171,6 +176,7 @@ func (a *actor) HandBack(ctx context.Context, block func(string) error, unblock 
 		a.log.Debug("account handed back", "account", name, "blocked", time.Since(blocked), "err", err)
 		return err
 	})
+	return len(a.ours(nil)) > 0, err
 }
 
 func (a *actor) Protect() { a.mirror.Pause(false) }

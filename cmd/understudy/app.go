@@ -501,6 +501,10 @@ func (a *app) onStandby(rcpt string) bool {
 // flush sends outbound mail where it may go now.
 func (a *app) flush(ctx context.Context, phase failover.Phase) {
 	r := smtpd.Relay{Hostname: "understudy"}
+	if (phase == failover.Returning || phase == failover.CopyingBack || phase == failover.HandingBack) && a.cfg.Production.SMTP != "" {
+		r.Dial = a.target.SMTP.Dial
+		a.inject(ctx, r, func(h row.Held) bool { return h.Standby && !slices.ContainsFunc(h.Rcpts, a.onStandby) })
+	}
 	switch {
 	case phase == failover.Protecting && a.cfg.Production.SMTP != "":
 		r.Dial = a.target.SMTP.Dial
@@ -510,10 +514,6 @@ func (a *app) flush(ctx context.Context, phase failover.Phase) {
 		}
 		before := a.owedBefore()
 		a.inject(ctx, r, func(h row.Held) bool { return h.Standby || h.Owed && !h.Arrived.After(before) })
-	case phase == failover.HandingBack && a.cfg.Production.SMTP != "":
-		r.Dial = a.target.SMTP.Dial
-		a.inject(ctx, r, func(h row.Held) bool { return h.Standby && !slices.ContainsFunc(h.Rcpts, a.onStandby) })
-		return
 	case a.cfg.Standby.Outbound == "smarthost":
 		r.Dial = proxy.Endpoint{Addr: a.cfg.Standby.Smarthost, Security: proxy.Plain}.Dial
 	default:

@@ -110,7 +110,7 @@ func (c ctl) tell(e env, name string, o api.Order) error {
 }
 
 func takeover(e env) error    { return order(e, "takeover", "", 0, true) }
-func handback(e env) error    { return order(e, "handback", "", 0, true) }
+func handback(e env) error    { return order(e, "handback", "[account …]", -1, true) }
 func acknowledge(e env) error { return order(e, "acknowledge", "", 0, false) }
 func scrub(e env) error       { return order(e, "scrub", "", 0, false) }
 func syncNow(e env) error     { return order(e, "sync", "[account …]", -1, false) }

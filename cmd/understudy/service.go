@@ -111,6 +111,9 @@ func (a *app) Status() (api.Status, error) {
 	s.Health = a.health
 	a.hmu.Unlock()
 	s.Answering = answering(st.Phase)
+	if st.Mixed {
+		s.Answering = fmt.Sprintf("standby for %d accounts, production for the others", len(a.actor.ours(nil)))
+	}
 	for i, acc := range a.store.Accounts() {
 		s.Accounts++
 		if i == 0 || acc.LastSync.Before(s.LastSync) {
@@ -252,11 +255,37 @@ func (a *app) Handback(ctx context.Context, o api.Order) (api.Answer, error) {
 	if !h.OK {
 		return api.Answer{}, fmt.Errorf("production is not capable yet: %s", h.Cause)
 	}
-	if o.DryRun {
-		return api.Answer{Text: fmt.Sprintf("would copy back %d accounts and hand them over", len(a.store.Accounts()))}, nil
+	only, err := a.handable(o.Accounts)
+	if err != nil {
+		return api.Answer{}, err
 	}
-	a.keeper.Tell(failover.Happened{Event: failover.Handback, Detail: "by command"})
-	return a.await(ctx, o, "production answers", failover.Protecting)
+	if o.DryRun {
+		return api.Answer{Text: fmt.Sprintf("would copy back %d accounts and hand them over", len(a.actor.ours(only)))}, nil
+	}
+	a.keeper.Tell(failover.Happened{Event: failover.Handback, Detail: "by command", Accounts: only})
+	if only == nil {
+		return a.await(ctx, o, "production answers", failover.Protecting)
+	}
+	ans, err := a.await(ctx, o, "production answers for these accounts", failover.Protecting, failover.Returning)
+	if err == nil && o.Wait && slices.ContainsFunc(only, func(n string) bool { return !a.actor.OnProduction(n) }) {
+		return ans, fmt.Errorf("the accounts could not be handed back: %s", a.keeper.State().Why)
+	}
+	return ans, err
+}
+
+// handable checks the accounts that are to be handed back; none are all.
+func (a *app) handable(names []string) (only []string, err error) {
+	for _, n := range names {
+		name, ok := a.store.Resolve(n)
+		if !ok {
+			return nil, fmt.Errorf("no account %s; see `understudy accounts`", n)
+		}
+		if a.actor.OnProduction(name) {
+			return nil, fmt.Errorf("production answers for %s already", name)
+		}
+		only = append(only, name)
+	}
+	return only, nil
 }
 
 // await waits, if wanted, until a phase is reached, or another end.

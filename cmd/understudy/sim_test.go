@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -381,19 +382,31 @@ func (w *world) stopBox() {
 	}
 }
 
-func (w *world) phase() failover.Phase {
+func (w *world) state() failover.State {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.box.app.keeper.State().Phase
+	return w.box.app.keeper.State()
 }
 
-// wait waits for a phase, for a minute of virtual time.
+func (w *world) phase() failover.Phase { return w.state().Phase }
+
+func (w *world) tell(h failover.Happened) {
+	w.mu.Lock()
+	b := w.box
+	w.mu.Unlock()
+	b.app.keeper.Tell(h)
+}
+
+// wait waits for a phase, for a minute of virtual time. What was handed back in
+// part is handed back whole on the way.
 func (w *world) wait(phases ...failover.Phase) bool {
 	for range 1200 {
-		for _, p := range phases {
-			if w.phase() == p {
-				return true
-			}
+		st := w.state()
+		if slices.Contains(phases, st.Phase) {
+			return true
+		}
+		if st.Phase == failover.Returning && st.Mixed {
+			w.tell(failover.Happened{Event: failover.Handback})
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
@@ -428,8 +441,8 @@ func (w *world) faults() (boxDied bool) {
 		time.Sleep(w.some(2 * time.Second))
 		w.liven(600 * time.Millisecond)
 		time.Sleep(200 * time.Millisecond)
-		kind := int(w.some(9))
-		w.plan = append(w.plan, []string{"kill", "kill", "restart", "freeze", "blip", "cut", "planned", "box", "late"}[kind])
+		kind := int(w.some(10))
+		w.plan = append(w.plan, []string{"kill", "kill", "restart", "freeze", "blip", "cut", "planned", "box", "late", "some"}[kind])
 		switch kind {
 		case 0, 1: // long dead; the second time the box, too
 			w.kill()
@@ -461,7 +474,7 @@ func (w *world) faults() (boxDied bool) {
 			s.cut(1 + int(w.some(3)))
 		case 6:
 			w.wait(failover.Protecting)
-			w.box.app.keeper.Tell(failover.Happened{Event: failover.Takeover})
+			w.tell(failover.Happened{Event: failover.Takeover})
 			time.Sleep(w.some(5 * time.Second))
 		case 7:
 			boxDied = true
@@ -470,6 +483,13 @@ func (w *world) faults() (boxDied bool) {
 			w.startBox()
 		case 8:
 			w.cutLate(w.some(150 * time.Millisecond))
+		case 9: // one account first
+			w.wait(failover.Protecting)
+			w.tell(failover.Happened{Event: failover.Takeover})
+			w.wait(failover.Serving, failover.Returning)
+			w.tell(failover.Happened{Event: failover.Handback, Accounts: w.users[:1]})
+			w.liven(4 * time.Second)
+			time.Sleep(w.some(4 * time.Second))
 		}
 		w.liven(300 * time.Millisecond)
 	}

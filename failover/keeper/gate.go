@@ -46,7 +46,10 @@ func (k *Keeper) side(account string) (standby, known bool) {
 	case failover.Fencing:
 		return false, k.sweeping
 	case failover.Serving, failover.Returning:
-		return true, true
+		if account == "" || !k.opt.Actor.OnProduction(account) {
+			return true, true
+		}
+		return false, k.state.Mixed // else it is about to be the standby's
 	case failover.CopyingBack:
 		return account == "" || !k.opt.Actor.OnProduction(account), true
 	case failover.HandingBack:
@@ -67,8 +70,7 @@ func (k *Keeper) release(l *lease) {
 	if !l.released {
 		l.released = true
 		delete(k.leases, l)
-		close(k.changed)
-		k.changed = make(chan struct{})
+		k.wake()
 	}
 }
 
@@ -132,7 +134,6 @@ func (k *Keeper) block(account string) error {
 func (k *Keeper) unblock(account string) {
 	k.mu.Lock()
 	delete(k.blocked, account)
-	close(k.changed)
-	k.changed = make(chan struct{})
+	k.wake()
 	k.mu.Unlock()
 }

@@ -31,11 +31,13 @@ type Actor interface {
 	CatchUp(ctx context.Context) error
 	// Replay gives all accounts to the standby and delivers what is held.
 	Replay(ctx context.Context) error
-	// CopyBack brings production up to the standby, which goes on serving.
-	CopyBack(ctx context.Context) error
+	// CopyBack brings production up to the standby, which goes on serving; only
+	// those accounts, if any are named.
+	CopyBack(ctx context.Context, only []string) error
 	// HandBack does the last of it, account by account. block stops an
-	// account's sessions; unblock lets them go to the side that now answers.
-	HandBack(ctx context.Context, block func(account string) error, unblock func(account string)) error
+	// account's sessions; unblock lets them go to the side that now answers. left
+	// tells that the standby still answers for some.
+	HandBack(ctx context.Context, only []string, block func(account string) error, unblock func(account string)) (left bool, err error)
 	// Protect and Rest start and stop what follows production.
 	Protect()
 	Rest()
@@ -198,8 +200,7 @@ func (k *Keeper) step(ctx context.Context, h failover.Happened) {
 			k.history = k.history[1:]
 		}
 	}
-	close(k.changed)
-	k.changed = make(chan struct{})
+	k.wake()
 	k.mu.Unlock()
 	if k.opt.Changed != nil {
 		k.opt.Changed(next)
@@ -209,14 +210,25 @@ func (k *Keeper) step(ctx context.Context, h failover.Happened) {
 	}
 }
 
+// wake has Enter look again. mu is held.
+func (k *Keeper) wake() {
+	close(k.changed)
+	k.changed = make(chan struct{})
+}
+
 // long runs an action beside the owner; its end is an event.
 func (k *Keeper) long(ctx context.Context, name failover.Action, done failover.Event, f func(context.Context) error) {
+	k.longer(ctx, name, func(ctx context.Context) (failover.Event, error) { return done, f(ctx) })
+}
+
+// longer is long for an action with several ends.
+func (k *Keeper) longer(ctx context.Context, name failover.Action, f func(context.Context) (failover.Event, error)) {
 	k.stopWork()
 	ctx, cancel := context.WithCancel(ctx)
 	k.cancel = cancel
 	k.work.Go(func() {
 		defer cancel()
-		err := f(ctx)
+		done, err := f(ctx)
 		if ctx.Err() != nil {
 			return
 		}
@@ -253,15 +265,24 @@ func (k *Keeper) act(ctx context.Context, a failover.Action) {
 	case failover.Replay:
 		k.long(ctx, a, failover.Replayed, actor.Replay)
 	case failover.Serve:
-		// Accounts that were handed back in an interrupted hand-back come back, too.
-		k.revoke(func(l *lease) bool { return !l.standby }, 0)
-		if err := actor.Replay(ctx); err != nil {
-			k.opt.Log.Error("serve", "err", err)
-		}
+		// Accounts that were handed back come back, too.
+		k.stopWork()
+		actor.Rest()
+		k.reclaim(ctx)
 	case failover.CopyBack:
-		k.long(ctx, a, failover.CopiedBack, actor.CopyBack)
+		only := k.State().Only
+		k.long(ctx, a, failover.CopiedBack, func(ctx context.Context) error { return actor.CopyBack(ctx, only) })
 	case failover.HandBack:
-		k.long(ctx, a, failover.HandedBack, func(ctx context.Context) error { return actor.HandBack(ctx, k.block, k.unblock) })
+		only := k.State().Only
+		k.longer(ctx, a, func(ctx context.Context) (failover.Event, error) {
+			left, err := actor.HandBack(ctx, only, k.block, k.unblock)
+			if left {
+				return failover.HandedSome, err
+			}
+			return failover.HandedBack, err
+		})
+	case failover.Follow:
+		actor.Protect()
 	case failover.LowerFence:
 		k.revoke(func(l *lease) bool { return l.standby }, boundary)
 		if err := actor.Unfence(ctx, k.State().Epoch); err != nil {
@@ -273,6 +294,27 @@ func (k *Keeper) act(ctx context.Context, a failover.Action) {
 	case failover.HoldSessions, failover.ReleaseHold:
 		// Enter answers by the phase.
 	}
+}
+
+// reclaim gives the standby what production still answers for.
+func (k *Keeper) reclaim(ctx context.Context) {
+	theirs := func(l *lease) bool { return !l.standby }
+	k.revoke(theirs, 0)
+	_ = k.drained(ctx, theirs, time.Second) // see fence
+	for range 20 {
+		err := k.opt.Actor.Replay(ctx)
+		if err == nil || ctx.Err() != nil {
+			break
+		}
+		k.opt.Log.Error("serve", "err", err)
+		select {
+		case <-time.After(500 * time.Millisecond):
+		case <-ctx.Done():
+		}
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.wake()
 }
 
 // fence makes production's sessions end. If production lives, it goes on while
@@ -314,6 +356,5 @@ func (k *Keeper) let(in bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.sweeping = in
-	close(k.changed)
-	k.changed = make(chan struct{})
+	k.wake()
 }

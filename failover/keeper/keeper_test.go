@@ -38,29 +38,29 @@ func (s *site) step(ctx context.Context, name string) error {
 	return nil
 }
 
-func (s *site) Fence(ctx context.Context, _ uint64) error { return s.step(ctx, "fence") }
-func (s *site) Unfence(context.Context, uint64) error     { return nil }
-func (s *site) Sweep(ctx context.Context) error           { return s.step(ctx, "sweep") }
-func (s *site) CatchUp(ctx context.Context) error         { return s.step(ctx, "catch up") }
-func (s *site) Replay(ctx context.Context) error          { return s.step(ctx, "replay") }
-func (s *site) CopyBack(ctx context.Context) error        { return s.step(ctx, "copy back") }
-func (s *site) Protect()                                  {}
-func (s *site) Rest()                                     {}
+func (s *site) Fence(ctx context.Context, _ uint64) error      { return s.step(ctx, "fence") }
+func (s *site) Unfence(context.Context, uint64) error          { return nil }
+func (s *site) Sweep(ctx context.Context) error                { return s.step(ctx, "sweep") }
+func (s *site) CatchUp(ctx context.Context) error              { return s.step(ctx, "catch up") }
+func (s *site) Replay(ctx context.Context) error               { return s.step(ctx, "replay") }
+func (s *site) CopyBack(ctx context.Context, _ []string) error { return s.step(ctx, "copy back") }
+func (s *site) Protect()                                       {}
+func (s *site) Rest()                                          {}
 func (s *site) OnProduction(string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.handed
 }
-func (s *site) HandBack(ctx context.Context, block func(string) error, unblock func(string)) error {
+func (s *site) HandBack(ctx context.Context, only []string, block func(string) error, unblock func(string)) (left bool, err error) {
 	defer unblock("a")
 	if err := block("a"); err != nil {
-		return err
+		return true, err
 	}
-	err := s.step(ctx, "hand back")
+	err = s.step(ctx, "hand back")
 	s.mu.Lock()
 	s.handed = err == nil
 	s.mu.Unlock()
-	return err
+	return only != nil, err
 }
 
 func (s *site) keeper(t *testing.T, mode failover.Mode) *Keeper {

@@ -11,29 +11,35 @@ import (
 )
 
 // Buffers of a pump, in bytes: they begin small, since most sessions idle, and
-// grow to hold a whole line.
+// grow to hold a whole line; a server's longer line, as SEARCH gives it in a large
+// mailbox, for as long as it takes. A session that is in the middle of a line can
+// only be continued if the client has got nothing of that.
 const (
 	bufStart = 8 << 10
 	bufMax   = 128 << 10
+	lineMax  = 2 << 20
 )
 
 // window is a growing read buffer.
 type window struct {
 	b    []byte
 	r, w int
+	max  int // 0 is bufMax
 }
+
+func (w *window) limit() int { return max(w.max, bufMax) }
 
 // fill reads more; consumed bytes make room.
 func (w *window) fill(conn net.Conn) error {
-	if w.b == nil {
-		w.b = make([]byte, bufStart)
+	if w.b == nil || w.r == w.w && len(w.b) > bufMax {
+		w.b, w.r, w.w = make([]byte, bufStart), 0, 0
 	}
 	if w.r > 0 {
 		w.w = copy(w.b, w.b[w.r:w.w])
 		w.r = 0
 	}
 	if w.w == len(w.b) {
-		b := make([]byte, min(2*len(w.b), bufMax))
+		b := make([]byte, min(2*len(w.b), w.limit()))
 		copy(b, w.b)
 		w.b = b
 	}
@@ -50,7 +56,7 @@ func (w *window) fill(conn net.Conn) error {
 	return err
 }
 
-func (w *window) full() bool { return w.w-w.r == len(w.b) && len(w.b) == bufMax }
+func (w *window) full() bool { return w.w-w.r == len(w.b) && len(w.b) == w.limit() }
 
 // fromClient is the client's pump.
 func (s *imapSession) fromClient() error {

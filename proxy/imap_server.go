@@ -84,7 +84,7 @@ func section(line []byte) string {
 // fromServer is the upstream's pump.
 func (s *imapSession) fromServer(ctx context.Context, up *upstream) error {
 	sc := imapwire.Scanner{Side: imapwire.Server}
-	var win window
+	win := window{max: lineMax}
 	src := &buffered{up.Conn, up.br}
 	for {
 		if err := s.units(ctx, up, &sc, &win); err != nil {

@@ -203,7 +203,7 @@ func (s *imapSession) drain(up *upstream, limit time.Duration, matters func(*ima
 	defer end.Stop()
 	for {
 		s.mu.Lock()
-		open := s.settles || slices.ContainsFunc(s.track.Outstanding(), func(c *imapsession.Cmd) bool { return c.Complete() && matters(c) })
+		open := s.settles || s.unit.open && !s.unit.known() || slices.ContainsFunc(s.track.Outstanding(), func(c *imapsession.Cmd) bool { return c.Complete() && matters(c) })
 		s.mu.Unlock()
 		if !open {
 			return

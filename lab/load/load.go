@@ -48,7 +48,7 @@ type Ledger struct {
 	mu      sync.Mutex
 	entries []*Entry
 	breaks  []string
-	gap     time.Duration             // longest time between two good answers of a client
+	gap     time.Duration             // longest time that a client waited for a good answer
 	gaps    map[*client]time.Duration // the longest of each since TakeGaps
 
 	Answers atomic.Int64
@@ -168,12 +168,14 @@ type held struct {
 	uid uint32
 }
 
+// pause is the client's own; it does not wait for an answer.
 func (c *client) pause() {
+	d := c.o.Pause
 	if c.o.Pace != nil {
-		time.Sleep(c.o.Pace())
-		return
+		d = c.o.Pace()
 	}
-	time.Sleep(c.o.Pause)
+	time.Sleep(d)
+	c.last = time.Now()
 }
 
 func (c *client) good() {

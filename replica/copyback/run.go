@@ -30,6 +30,7 @@ type Copier struct {
 	mu     sync.Mutex
 	report Report
 	alone  map[row.Ref]bool // messages that production has refused
+	used   map[string]bool  // accounts that clients were changing at their last pass
 }
 
 // Report tells what was done, since the beginning of the copy-back.
@@ -43,7 +44,7 @@ type Report struct {
 
 // New returns a copier.
 func New(o Options) *Copier {
-	return &Copier{opt: o, turn: make(chan struct{}, 1), alone: map[row.Ref]bool{}}
+	return &Copier{opt: o, turn: make(chan struct{}, 1), alone: map[row.Ref]bool{}, used: map[string]bool{}}
 }
 
 func (c *Copier) refused(ref row.Ref) {
@@ -112,7 +113,11 @@ func (c *Copier) Account(ctx context.Context, name string) (steps int, err error
 		return 0, err
 	}
 	defer done()
-	return a.pass(false)
+	steps, err = a.pass(false)
+	c.mu.Lock()
+	c.used[name] = steps > 0
+	c.mu.Unlock()
+	return steps, err
 }
 
 // errRestless tells that production keeps getting mail by itself.
@@ -129,11 +134,10 @@ func (c *Copier) HandOver(ctx context.Context, name string, block func() error) 
 	}
 	defer done()
 	a.level = true
-	steps, err := a.pass(false)
-	if err != nil {
-		return err
-	}
-	if steps > 0 {
+	c.mu.Lock()
+	used := c.used[name]
+	c.mu.Unlock()
+	if used {
 		// Accounts in use go one after the other: together they would wait longer.
 		select {
 		case c.turn <- struct{}{}:
@@ -142,9 +146,9 @@ func (c *Copier) HandOver(ctx context.Context, name string, block func() error) 
 		}
 		defer func() { <-c.turn }()
 	}
-	for i := 0; i < 5 && steps > 0; i++ {
+	for range 6 {
 		// Little is left for the time in which clients wait.
-		if steps, err = a.pass(false); err != nil {
+		if steps, err := a.pass(false); err != nil {
 			return err
 		} else if steps < 8 {
 			break

@@ -139,9 +139,10 @@ func (p *Prober) Probe(ctx context.Context) Verdict {
 }
 
 // Own reports whether an error is this machine's own: it has no file descriptor,
-// port or memory left, or forbids the connection itself.
+// port or memory left, or its packet filter forbids the connection. (EACCES may be
+// the word of a router.)
 func Own(err error) bool {
-	return slices.ContainsFunc([]error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EADDRNOTAVAIL, syscall.EPERM, syscall.EACCES},
+	return slices.ContainsFunc([]error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EADDRNOTAVAIL, syscall.EPERM},
 		func(e error) bool { return errors.Is(err, e) })
 }
 

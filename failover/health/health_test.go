@@ -27,6 +27,7 @@ func TestN37_OwnTrouble(t *testing.T) {
 		{"good", []Check{good}, true, false},
 		{"no file descriptor", []Check{good, failing(syscall.EMFILE)}, false, true},
 		{"no port", []Check{failing(syscall.EADDRNOTAVAIL), good}, false, true},
+		{"a router forbids it (IPv6)", []Check{failing(syscall.EACCES)}, false, false},
 		{"refused", []Check{failing(syscall.ECONNREFUSED), good}, false, false},
 		{"refused, and no file descriptor", []Check{failing(syscall.ECONNREFUSED), failing(syscall.EMFILE)}, false, false},
 		{"unreachable, and no file descriptor", []Check{failing(syscall.EMFILE), failing(syscall.EHOSTUNREACH)}, false, false},

@@ -287,7 +287,7 @@ func (b *box) renew(sel imapc.Selected, lost bool) error {
 
 // plan reads production's side and merges.
 func (b *box) plan() (Plan, error) {
-	in := Input{Base: b.rows, Next: b.base.UIDNext, Standby: b.sn.Rows, Same: map[uint32]uint32{}}
+	in := Input{Base: b.rows, Standby: b.sn.Rows, Same: map[uint32]uint32{}}
 	var fresh []uint32
 	err := b.c.Fetch("1:*", "(UID FLAGS)", func(m imapc.Message) error {
 		if !m.HasFlags || slices.ContainsFunc(in.Production[max(0, len(in.Production)-1):], func(r Remote) bool { return r.UID == m.UID }) {

@@ -29,13 +29,11 @@ type Remote struct {
 // Input is one mailbox, three times.
 type Input struct {
 	// Base holds production's messages at the takeover (or last merged).
-	Base map[uint32]*row.Message
-	// Next is the lowest UID that production may have given since.
-	Next       uint32
+	Base       map[uint32]*row.Message
 	Standby    []*row.Message
 	Production []Remote
-	// Same maps messages that production has from Next on to the message of
-	// the standby that they are: the same UID if it was copied back before,
+	// Same maps messages that production has and the base has not to the message
+	// of the standby that they are: the same UID if it was copied back before,
 	// another if production delivered it by itself, too.
 	Same map[uint32]uint32
 }

@@ -30,7 +30,7 @@ func pickFlags(rng *rand.Rand) []string {
 
 func newWorld(rng *rand.Rand) world {
 	w := world{deleted: map[uint32]bool{}, lateTwin: map[uint32]uint32{}}
-	w.in = Input{Base: map[uint32]*row.Message{}, Next: 100, Same: map[uint32]uint32{}}
+	w.in = Input{Base: map[uint32]*row.Message{}, Same: map[uint32]uint32{}}
 	for uid := uint32(1); uid < 30; uid++ {
 		if rng.IntN(3) == 0 {
 			continue
@@ -110,7 +110,7 @@ func apply(in Input, p Plan) Input {
 		delete(prod, u)
 		next++
 	}
-	out := Input{Base: map[uint32]*row.Message{}, Next: next, Same: map[uint32]uint32{}}
+	out := Input{Base: map[uint32]*row.Message{}, Same: map[uint32]uint32{}}
 	for u, s := range st {
 		out.Standby = append(out.Standby, s)
 		c := *s

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"understudy/lab/load"
+	"understudy/lab/site"
 	"understudy/replica/imapc"
 )
 
@@ -187,4 +188,66 @@ func TestM7_SomeAccountsFirst(t *testing.T) {
 		order(t, b, "handback")
 		waitPhase(t, b, "protecting")
 	})
+}
+
+// M7 in the wire: production stays fenced while some accounts are with it. Their
+// sessions reach it through the box all the same, with the clients' addresses.
+func TestM7_SomeAccountsInTheWire(t *testing.T) {
+	n := newNetwork(t)
+	n.serve(t, 2)
+	more := quick()
+	more["failover.mode"], more["failover.return_probes"] = `"confirm"`, "1"
+	n.plug(t, more)
+	n.armed(t)
+	waitPhase(t, n.b, "protecting")
+	u := n.site.Users
+	held := map[string]*imapc.Conn{"IPv4": login(t, n.client, server4, u[0]), "routed IPv6": login(t, n.remote, server6, u[0]), "other": login(t, n.client, server4, u[1])}
+	all := func(when string) {
+		t.Helper()
+		for name, c := range held {
+			if _, _, err := c.Append(imapc.Appending{Mailbox: "INBOX", Body: message(name+when, 400)}); err != nil {
+				t.Errorf("%s, %s: %v", when, name, err)
+			}
+		}
+		for _, addr := range []string{server4, server6} {
+			for _, user := range u {
+				if err := served(n.other, addr, user, 10*time.Second); err != nil {
+					t.Errorf("%s, a new session of %s to %s: %v", when, user, addr, err)
+				}
+			}
+		}
+	}
+	onProduction := func(user string) int {
+		t.Helper()
+		c := must(site.DialFrom(t.Context(), n.server, at(server4, 143), user))(t)
+		defer c.Close()
+		return must(c.Select("INBOX", true))(t).Exists
+	}
+	for _, c := range held {
+		do(t, c, "SELECT INBOX")
+	}
+	all("before")
+	order(t, n.b, "takeover")
+	waitPhase(t, n.b, "returning")
+	all("in the outage")
+	before := onProduction(u[1])
+	order(t, n.b, "handback", u[0])
+	all("handed back")
+	if a, b := onProduction(u[0]), onProduction(u[1]); a != 6 || b != before {
+		t.Errorf("production has %d messages of the account that was handed back, and %d, not %d, of the other", a, b, before)
+	}
+	if !must(n.b.Status(t.Context()))(t).Network.Fenced {
+		t.Error("production is not fenced any more")
+	}
+	n.site.Kill()
+	waitPhase(t, n.b, "serving")
+	all("production is dead again")
+	check(t, n.site.Start(t.Context()))
+	waitPhase(t, n.b, "returning")
+	order(t, n.b, "handback")
+	waitPhase(t, n.b, "protecting")
+	all("after")
+	if a, b := onProduction(u[0]), onProduction(u[1]); a != 10 || b != 5 {
+		t.Errorf("production has %d and %d messages", a, b)
+	}
 }

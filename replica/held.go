@@ -346,14 +346,14 @@ func BodyKey(n int64) string { return fmt.Sprint(n) }
 // done, and if one alone could have, its route is learned. Once a delivery was
 // seen as often as it has recipients, it is done whole. Of two batches the second
 // could be lost, and the message be delivered again.
-func (s *Store) Land(ctx context.Context, account, mailbox string, held []row.Held, f func(*Tx) error) error {
+func (s *Store) Land(ctx context.Context, by Writer, account, mailbox string, held []row.Held, f func(*Tx) error) error {
 	if len(held) == 0 {
-		return s.Update(ctx, account, Mirror, f)
+		return s.Update(ctx, account, by, f)
 	}
 	s.heldMu.Lock()
 	defer s.heldMu.Unlock()
 	l := landing{s: s, account: account, mailbox: mailbox, now: map[uint64]heldRow{}}
-	err := s.Update(ctx, account, Mirror, func(tx *Tx) error {
+	err := s.Update(ctx, account, by, func(tx *Tx) error {
 		if err := f(tx); err != nil {
 			return err
 		}

@@ -105,3 +105,42 @@ func TestB5_LateAppend(t *testing.T) {
 		w.kill()
 	})
 }
+
+// N18: a message that is owed, and that production has delivered by itself before
+// the hand-back, is not given to it again.
+func TestN18_OwedAndLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 8)
+		defer func() { _ = os.RemoveAll(w.dir) }()
+		w.start()
+		user := w.users[0]
+		w.startBox()
+		w.wait(failover.Protecting)
+		w.tell(failover.Happened{Event: failover.Takeover})
+		w.wait(failover.Serving)
+		msg := []byte("Message-ID: <owed@other.test>\r\n\r\nhello\r\n")
+		store := w.box.app.store
+		ref, err := store.PutMessage(msg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := store.Hold(context.Background(), row.Held{From: "x@other.test", Rcpts: []string{user}, Ref: ref, Arrived: time.Now(), Owed: true}); err != nil {
+			t.Fatal(err)
+		}
+		prod, err := w.dial(user, w.direct, "imap")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := prod.Append(imapc.Appending{Mailbox: "INBOX", Body: append([]byte("Received: by production\r\n"), msg...)}); err != nil {
+			t.Fatal(err)
+		}
+		w.wait(failover.Protecting)
+		time.Sleep(time.Minute) // longer than it is owed
+		if sel, err := prod.Select("INBOX", true); err != nil || sel.Exists != 1 || store.HeldCount() != 0 {
+			t.Errorf("%d messages, %d held, %v", sel.Exists, store.HeldCount(), err)
+		}
+		prod.Close()
+		w.stopBox()
+		w.kill()
+	})
+}

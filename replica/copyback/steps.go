@@ -436,10 +436,23 @@ func (b *box) reflag(late, uids []uint32) error {
 	return nil
 }
 
-// keep adds late arrivals to the replica.
+// keep adds late arrivals to the replica. One that is held has arrived with that.
 func (b *box) keep(late, uids []uint32) error {
 	b.lacked(late, uids)
-	return b.opt.Store.Rebase(b.ctx, b.name, func(tx *replica.Tx) {
+	if err := b.opt.Store.AwaitHolds(b.ctx); err != nil {
+		return err
+	}
+	var held []row.Held
+	for _, uid := range late {
+		msg, err := b.opt.Store.Message(b.late[uid].ref)
+		if err != nil {
+			return err
+		}
+		if h, ok := b.opt.Store.MatchHeldBody(msg); ok {
+			held = append(held, h)
+		}
+	}
+	return b.opt.Store.Land(b.ctx, replica.Keeper, b.name, b.sn.Name, held, func(tx *replica.Tx) error {
 		m := tx.BoxByID(b.id)
 		m.ModSeq++
 		for i, old := range late {
@@ -451,6 +464,7 @@ func (b *box) keep(late, uids []uint32) error {
 			b.task("late", b.sn.Name, uids[i])
 		}
 		tx.Put(m)
+		return nil
 	})
 }
 

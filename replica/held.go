@@ -341,23 +341,29 @@ func containsLines(header, lines []byte) bool {
 // BodyKey is the Key of a held delivery with a body of n bytes.
 func BodyKey(n int64) string { return fmt.Sprint(n) }
 
+// Landed are held deliveries that were seen in a mailbox.
+type Landed struct {
+	Account, Mailbox string
+	Held             []row.Held
+}
+
 // Land changes an account by f, and records in the same batch that held
 // deliveries were seen in a mailbox of it: their recipients that lead there are
 // done, and if one alone could have, its route is learned. Once a delivery was
 // seen as often as it has recipients, it is done whole. Of two batches the second
 // could be lost, and the message be delivered again.
-func (s *Store) Land(ctx context.Context, by Writer, account, mailbox string, held []row.Held, f func(*Tx) error) error {
-	if len(held) == 0 {
-		return s.Update(ctx, account, by, f)
+func (s *Store) Land(ctx context.Context, by Writer, in Landed, f func(*Tx) error) error {
+	if len(in.Held) == 0 {
+		return s.Update(ctx, in.Account, by, f)
 	}
 	s.heldMu.Lock()
 	defer s.heldMu.Unlock()
-	l := landing{s: s, account: account, mailbox: mailbox, now: map[uint64]heldRow{}}
-	err := s.Update(ctx, account, by, func(tx *Tx) error {
+	l := landing{s: s, account: in.Account, mailbox: in.Mailbox, now: map[uint64]heldRow{}}
+	err := s.Update(ctx, in.Account, by, func(tx *Tx) error {
 		if err := f(tx); err != nil {
 			return err
 		}
-		for _, h := range held {
+		for _, h := range in.Held {
 			l.seen(h)
 		}
 		for _, h := range l.now {

@@ -143,7 +143,7 @@ func TestB10_HeldAndRoutes(t *testing.T) {
 	if _, _, ok := s.MatchHeld(Arrival{Header: []byte("X-Subject: hello there\r\n\r\n"), Size: 32}); ok {
 		t.Error("a header that only ends alike is matched")
 	}
-	if err := s.Land(ctx, Mirror, "Ada", "INBOX", []row.Held{got}, func(*Tx) error { return nil }); err != nil {
+	if err := s.Land(ctx, Mirror, Landed{"Ada", "INBOX", []row.Held{got}}, func(*Tx) error { return nil }); err != nil {
 		t.Fatal(err)
 	}
 	if r, ok := s.RouteOf("alias@D.test"); !ok || r.Account != "Ada" || s.HeldCount() != 0 {

@@ -452,7 +452,7 @@ func (b *box) keep(late, uids []uint32) error {
 			held = append(held, h)
 		}
 	}
-	return b.opt.Store.Land(b.ctx, replica.Keeper, b.name, b.sn.Name, held, func(tx *replica.Tx) error {
+	return b.opt.Store.Land(b.ctx, replica.Keeper, replica.Landed{Account: b.name, Mailbox: b.sn.Name, Held: held}, func(tx *replica.Tx) error {
 		m := tx.BoxByID(b.id)
 		m.ModSeq++
 		for i, old := range late {

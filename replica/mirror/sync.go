@@ -395,7 +395,7 @@ func (s *boxSync) byHeader(remote map[uint32]imapc.Message, need []uint32) ([]ui
 
 // putRows adds messages; held are the deliveries that were found among them.
 func (s *boxSync) putRows(rows []*row.Message, held []row.Held) error {
-	return s.m.opt.Store.Land(s.ctx, replica.Mirror, s.account, s.mailbox, held, func(tx *replica.Tx) error {
+	return s.m.opt.Store.Land(s.ctx, replica.Mirror, replica.Landed{Account: s.account, Mailbox: s.mailbox, Held: held}, func(tx *replica.Tx) error {
 		m := tx.BoxByID(s.local.ID)
 		if m == nil {
 			return replica.ErrNoMailbox

@@ -254,29 +254,49 @@ func (s *imapSession) reopen(up *upstream, box *imapsession.Box) (st BoxState, u
 	if uids, ok := view(sn, up.lease.Side, st); ok {
 		return st, uids, modseq, nil
 	}
-	// What production tells of changes meanwhile is in the next answer.
-	for range 20 {
-		var uids []uint32
-		changed := false
-		r, err = up.ask("UA3", "UID SEARCH ALL", func(r imapwire.Response) {
-			changed = changed || r.Name == "EXPUNGE" || r.Name == "EXISTS"
-			if r.Name != "SEARCH" {
-				return
-			}
-			for _, f := range strings.Fields(string(r.Rest)) {
-				n, _ := strconv.ParseUint(f, 10, 32)
-				uids = append(uids, uint32(n))
+	uids, err = up.uids(st.Exists)
+	return st, uids, modseq, err
+}
+
+// uids lists the open mailbox, which has count messages. It asks until the list is
+// what the server numbers: a message that another session has expunged may be left
+// out of a search before this session is told that it is gone (Cyrus does so), and
+// all numbers behind it would be taken for others.
+func (ic *imapConn) uids(count int) (uids []uint32, err error) {
+	changed := false
+	ask := func(text string) error {
+		r, err := ic.ask("UA3", text, func(r imapwire.Response) {
+			switch r.Name {
+			case "EXISTS":
+				count, changed = int(r.Num), true
+			case "EXPUNGE":
+				count, changed = count-1, true
+			case "SEARCH":
+				for _, f := range strings.Fields(string(r.Rest)) {
+					n, _ := strconv.ParseUint(f, 10, 32)
+					uids = append(uids, uint32(n))
+				}
 			}
 		})
 		if err == nil && r.Name != "OK" {
-			err = fmt.Errorf("UID SEARCH: %s", r.Name)
+			err = fmt.Errorf("%s: %s", text, r.Name)
 		}
-		if err != nil || !changed {
+		return err
+	}
+	for range 20 {
+		uids, changed = nil, false
+		if err := ask("UID SEARCH ALL"); err != nil {
+			return nil, err
+		}
+		if !changed && len(uids) == count {
 			slices.Sort(uids)
-			return st, uids, modseq, err
+			return uids, nil
+		}
+		if err := ask("NOOP"); err != nil {
+			return nil, err
 		}
 	}
-	return st, nil, 0, errors.New("the mailbox changes too fast")
+	return nil, errors.New("the mailbox changes too fast")
 }
 
 // ask sends a command and reads its answers.

@@ -33,6 +33,8 @@ func (s *Server) Flush(ctx context.Context, r Relay, now time.Time) (left int, e
 	if err != nil {
 		return 0, err
 	}
+	out := &transfer{relay: r}
+	defer out.close()
 	for _, q := range all {
 		if ctx.Err() != nil {
 			return len(all), ctx.Err()
@@ -41,7 +43,7 @@ func (s *Server) Flush(ctx context.Context, r Relay, now time.Time) (left int, e
 			left++
 			continue
 		}
-		serr := s.send(ctx, r, q)
+		serr := s.send(ctx, out, q)
 		if serr == nil {
 			if err := s.opt.Store.Dequeue(ctx, q.ID); err != nil {
 				return left, err
@@ -74,6 +76,8 @@ const refusedPause = time.Hour
 // lost sight of in between is owed: production may have it.
 func (s *Server) Inject(ctx context.Context, r Relay, due func(row.Held) bool) error {
 	var refused error
+	out := &transfer{relay: r}
+	defer out.close()
 	for _, h := range s.opt.Store.HeldAll() {
 		if !due(h) || time.Since(s.refused[h.ID]) < refusedPause {
 			continue
@@ -81,7 +85,7 @@ func (s *Server) Inject(ctx context.Context, r Relay, due func(row.Held) bool) e
 		if err := s.opt.Store.Giving(ctx, h.ID, time.Now()); err != nil {
 			return err
 		}
-		err := s.send(ctx, r, row.Queued{From: h.From, Rcpts: h.Rcpts, Ref: h.Ref})
+		err := s.send(ctx, out, row.Queued{From: h.From, Rcpts: h.Rcpts, Ref: h.Ref})
 		switch {
 		case err == nil:
 			s.opt.Log.Info("a message was given to production", "held", h.ID, "owed", h.Owed, "arrived", h.Arrived)
@@ -102,58 +106,122 @@ func (s *Server) Inject(ctx context.Context, r Relay, due func(row.Held) bool) e
 	return refused
 }
 
-func (s *Server) send(ctx context.Context, r Relay, q row.Queued) error {
+// perSession is how many messages a session takes: Exim lets the end of each
+// session wait for 0.2 s, and what comes after ten messages for its next queue run
+// (smtp_accept_queue_per_connection).
+const perSession = 10
+
+// transfer is a session with a relay.
+type transfer struct {
+	relay Relay
+	given int // messages, in this session
+	conn  net.Conn
+	br    *bufio.Reader
+	w     *bufio.Writer
+}
+
+func (t *transfer) open(ctx context.Context) (err error) {
+	if t.conn, err = t.relay.Dial(ctx); err != nil {
+		t.conn = nil
+		return err
+	}
+	t.given = 0
+	t.br, t.w = bufio.NewReader(t.conn), bufio.NewWriter(t.conn)
+	_ = t.conn.SetDeadline(time.Now().Add(5 * time.Minute))
+	if err := t.step("", 2); err != nil {
+		return err
+	}
+	return t.step("EHLO "+t.relay.Hostname, 2)
+}
+
+// close ends the session in order, or drops it after an error.
+func (t *transfer) close() {
+	if t.conn == nil {
+		return
+	}
+	_ = t.conn.SetDeadline(time.Now().Add(5 * time.Second))
+	_ = t.step("QUIT", 2)
+	t.drop()
+}
+
+func (t *transfer) drop() {
+	if t.conn != nil {
+		_ = t.conn.Close()
+		t.conn = nil
+	}
+}
+
+func (t *transfer) step(line string, want int) error {
+	if line != "" {
+		if _, err := t.w.WriteString(line + "\r\n"); err != nil {
+			return err
+		}
+		if err := t.w.Flush(); err != nil {
+			return err
+		}
+	}
+	got, err := smtpwire.ReadReply(t.br)
+	switch {
+	case err != nil:
+		return err
+	case got.Code/100 == 5:
+		return fmt.Errorf("%w: %s", errPermanent, got)
+	case got.Code/100 != want:
+		return fmt.Errorf("relay: %s", got)
+	}
+	return nil
+}
+
+// begin starts a message, in a new session if there is none or the old one is
+// not taken any further.
+func (t *transfer) begin(ctx context.Context, from string) error {
+	mail := "MAIL FROM:<" + from + ">"
+	if t.given >= perSession {
+		t.close()
+	}
+	if t.conn != nil {
+		_ = t.conn.SetDeadline(time.Now().Add(5 * time.Minute))
+		if t.step(mail, 2) == nil {
+			return nil
+		}
+		t.drop()
+	}
+	if err := t.open(ctx); err != nil {
+		return err
+	}
+	return t.step(mail, 2)
+}
+
+// send gives the relay one message. After an error the session is over.
+func (s *Server) send(ctx context.Context, t *transfer, q row.Queued) (err error) {
 	msg, err := s.opt.Store.Message(q.Ref)
 	if err != nil {
 		return err
 	}
-	conn, err := r.Dial(ctx)
-	if err != nil {
+	defer func() {
+		if err != nil {
+			t.drop()
+		}
+	}()
+	if err := t.begin(ctx, q.From); err != nil {
 		return err
 	}
-	defer func() { _ = conn.Close() }()
-	_ = conn.SetDeadline(time.Now().Add(5 * time.Minute))
-	br, w := bufio.NewReader(conn), bufio.NewWriter(conn)
-	step := func(line string, want int) error {
-		if line != "" {
-			if _, err := w.WriteString(line + "\r\n"); err != nil {
-				return err
-			}
-			if err := w.Flush(); err != nil {
-				return err
-			}
-		}
-		got, err := smtpwire.ReadReply(br)
-		switch {
-		case err != nil:
-			return err
-		case got.Code/100 == 5:
-			return fmt.Errorf("%w: %s", errPermanent, got)
-		case got.Code/100 != want:
-			return fmt.Errorf("relay: %s", got)
-		}
-		return nil
-	}
-	steps := []string{"", "EHLO " + r.Hostname, "MAIL FROM:<" + q.From + ">"}
 	for _, rc := range q.Rcpts {
-		steps = append(steps, "RCPT TO:<"+rc+">")
-	}
-	for _, line := range steps {
-		if err := step(line, 2); err != nil {
+		if err := t.step("RCPT TO:<"+rc+">", 2); err != nil {
 			return err
 		}
 	}
-	if err := step("DATA", 3); err != nil {
+	if err := t.step("DATA", 3); err != nil {
 		return err
 	}
-	d := &smtpwire.DotWriter{W: w}
+	d := &smtpwire.DotWriter{W: t.w}
 	if _, err := d.Write(msg); err != nil {
 		return err
 	}
 	if err := d.Close(); err != nil {
 		return errors.Join(errUnknown, err)
 	}
-	got, err := smtpwire.ReadReply(br)
+	got, err := smtpwire.ReadReply(t.br)
 	switch {
 	case err != nil:
 		return errors.Join(errUnknown, err)
@@ -162,6 +230,6 @@ func (s *Server) send(ctx context.Context, r Relay, q row.Queued) error {
 	case got.Code/100 != 2:
 		return fmt.Errorf("relay: %s", got)
 	}
-	_ = step("QUIT", 2)
+	t.given++
 	return nil
 }

@@ -166,6 +166,9 @@ func unanswered(t *testing.T, dies bool) {
 	settings := map[string]string{"production.imap": fmt.Sprintf("%q", addr), "failover.auto_handback": "false"}
 	if !dies {
 		settings["failover.hold"] = `"20s"`
+	} else {
+		// Of what is moved, the departure is seen and the arrival is not.
+		settings["mirror.idle"], settings["mirror.sweep"] = "1", `"1h"`
 	}
 	behind := rawLogin(t, direct(s), u)
 	behind.do("c CREATE Filed")
@@ -214,6 +217,7 @@ func unanswered(t *testing.T, dies bool) {
 		<-trapped
 	}
 	if dies {
+		time.Sleep(time.Second)
 		s.Kill()
 		close(dead)
 		waitPhase(t, b, "serving")

@@ -235,7 +235,9 @@ func (s *imapSession) serverUnit(ctx context.Context, up *upstream, line []byte,
 	if ev.Selected {
 		s.seed(up, ev.Cmd.Mailbox, before)
 	}
-	if again := doneBefore(&ev); again != nil {
+	if again, err := s.doneBefore(ctx, &ev, production); err != nil {
+		return v, err
+	} else if again != nil {
 		v.line = again
 	}
 	if production && ev.Cmd != nil {
@@ -324,30 +326,31 @@ func (s *imapSession) settleChange(ctx context.Context, ev *imapsession.Event, s
 }
 
 // doneBefore makes an OK of the refusal of a command that the lost upstream had
-// done already. It returns the line that the client gets.
-func doneBefore(ev *imapsession.Event) []byte {
-	if ev.Cmd == nil || !ev.Cmd.Rerun || ev.Resp.Name != "NO" {
-		return nil
+// done already: what it asks for is so. (Not every server says why it refuses.) It
+// returns the line that the client gets.
+func (s *imapSession) doneBefore(ctx context.Context, ev *imapsession.Event, production bool) ([]byte, error) {
+	c := ev.Cmd
+	if c == nil || !c.Rerun || ev.Resp.Name != "NO" || c.Verb != "CREATE" && c.Verb != "DELETE" && c.Verb != "RENAME" {
+		return nil, nil
 	}
-	code := ev.Resp.Code
-	switch ev.Cmd.Verb {
-	case "CREATE":
-		if code != "ALREADYEXISTS" {
-			return nil
+	if production {
+		if err := s.settleChange(ctx, ev, new(row.Spool)); err != nil {
+			return nil, err
 		}
-	case "DELETE":
-		if code != "NONEXISTENT" {
-			return nil
-		}
-	case "RENAME":
-		if code != "NONEXISTENT" && code != "ALREADYEXISTS" {
-			return nil
-		}
-	default:
-		return nil
+	}
+	there := func(mailbox string) bool { return s.p.opt.Tap.Known(s.account, mailbox) != nil }
+	args := c.Args()
+	name := args.Mailbox()
+	done := there(name) == (c.Verb == "CREATE")
+	if c.Verb == "RENAME" {
+		args.SP()
+		done = done && there(args.Mailbox())
+	}
+	if !done || args.Err() != nil {
+		return nil, nil
 	}
 	ev.Resp.Name, ev.Resp.Code = "OK", ""
-	return []byte(ev.Cmd.Tag + " OK Completed\r\n")
+	return []byte(c.Tag + " OK Completed\r\n"), nil
 }
 
 // rewrite returns a line with its capability list cut, and its UIDVALIDITY

@@ -46,3 +46,18 @@ func (s *Store) Intend(account string, d row.Doubt) (answered func()) {
 		j.end(id)
 	}
 }
+
+// Moving lists the messages of a mailbox that MOVEs without an answer take away.
+// That they are gone from there is no news before it is known where they arrived:
+// should production be lost in between, they would be nowhere.
+func (s *Store) Moving(account, mailbox string) (uids []uint32) {
+	j := s.intents
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for _, i := range j.open {
+		if name, _ := s.Resolve(i.Account); name == account && i.Doubt.From == mailbox {
+			uids = append(uids, i.Doubt.UIDs...)
+		}
+	}
+	return uids
+}

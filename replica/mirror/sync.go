@@ -202,13 +202,16 @@ func (s *boxSync) applyAttributes(remote map[uint32]imapc.Message, uids []uint32
 		if m == nil {
 			return replica.ErrNoMailbox
 		}
+		moving := s.m.opt.Store.Moving(s.account, s.mailbox)
 		for _, r := range tx.Rows(m.ID) {
 			if tx.TouchedSince(m.ID, r.UID, s.mark) {
 				s.again = true
 				continue
 			}
 			if _, ok := slices.BinarySearch(uids, r.UID); !ok {
-				tx.DeleteRow(m.ID, r.UID)
+				if !slices.Contains(moving, r.UID) {
+					tx.DeleteRow(m.ID, r.UID)
+				}
 				continue
 			}
 			rm, ok := remote[r.UID]

@@ -8,22 +8,21 @@ import (
 	"understudy/replica/row"
 )
 
-// If only the connection to production broke, production may go on with an APPEND
-// that it had received whole, and finish it after it was asked and given the
-// message again. Such a message is looked for, and taken out: the same bytes,
-// since the command was seen, and nobody was told that they are his.
+// If only the connection to production broke, production may go on with an APPEND,
+// COPY or MOVE that it had received whole, and finish it after it was asked and
+// given the command again. Such messages are looked for, and taken out: the same
+// bytes, since the command was seen, and nobody was told that they are his.
 
-// lateCopy is a message that was given to production a second time.
+// lateCopy is what production was told to store a second time.
 type lateCopy struct {
 	account, mailbox string
-	ref              row.Ref
+	refs             map[row.Ref]bool
 	mark             uint32 // UIDNEXT when the command was seen
-	uid              uint32 // of the second one
 	since, due       time.Time
 	looked           int
 }
 
-// maxLate bounds the messages that are looked for at a time; of more, a late copy
+// maxLate bounds the commands that are looked for at a time; of more, a late copy
 // stays.
 const maxLate = 256
 
@@ -40,6 +39,21 @@ func (c *Cache) expectLate(l lateCopy) {
 	case c.late <- l:
 	default:
 	}
+}
+
+// expectCopies expects late copies of a COPY or MOVE that was asked again.
+func (c *Cache) expectCopies(account string, cp row.CopyOf, mark uint32) {
+	sn, err := c.opt.Replica.Snapshot(account, cp.To)
+	if err != nil {
+		return
+	}
+	refs := map[row.Ref]bool{}
+	for _, uid := range cp.Dst {
+		if m := sn.Find(uid); m != nil {
+			refs[m.Ref] = true
+		}
+	}
+	c.expectLate(lateCopy{account: account, mailbox: cp.To, refs: refs, mark: mark})
 }
 
 // Run takes late copies out until ctx ends.
@@ -89,7 +103,7 @@ func (c *Cache) dropLate(ctx context.Context, l lateCopy) error {
 	}
 	var uids []uint32
 	for _, m := range sn.Rows {
-		if m.UID >= l.mark && m.UID != l.uid && m.Ref == l.ref && !c.told.has(l.account, l.mailbox, m.UID) {
+		if m.UID >= l.mark && l.refs[m.Ref] && !c.told.has(l.account, l.mailbox, m.UID) {
 			uids = append(uids, m.UID)
 		}
 	}
@@ -99,7 +113,7 @@ func (c *Cache) dropLate(ctx context.Context, l lateCopy) error {
 	if err := c.opt.Syncer.Expunge(ctx, l.account, l.mailbox, uids); err != nil {
 		return err
 	}
-	c.opt.Log.Info("production finished an APPEND after its connection had broken, and after it was given the message again; the late copy is taken out",
+	c.opt.Log.Info("production finished a command after its connection had broken, and after it was given it again; the late copies are taken out",
 		"account", l.account, "mailbox", l.mailbox, "uids", uids)
 	c.opt.Syncer.Hint(l.account, l.mailbox)
 	return nil

@@ -105,7 +105,12 @@ func (c *Cache) Outcome(ctx context.Context, account string, cmd *imapsession.Cm
 		}
 		return "", false, nil
 	}
-	if strings.HasSuffix(cmd.Verb, "MOVE") && production {
+	done = len(copies) == len(cmd.UIDs)
+	move := strings.HasSuffix(cmd.Verb, "MOVE")
+	if done || move { // else all are copied again
+		c.told.add(account, to, copies...)
+	}
+	if move && production {
 		now, err := c.opt.Replica.Snapshot(account, cmd.Mailbox)
 		if err != nil {
 			return "", false, err
@@ -119,7 +124,7 @@ func (c *Cache) Outcome(ctx context.Context, account string, cmd *imapsession.Cm
 		}
 		// What is left is moved by the command itself.
 	}
-	return fmt.Sprintf("[COPYUID %d %s %s] ", dst.UIDValidity, imapwire.FormatOrdered(src), imapwire.FormatOrdered(copies)), len(copies) == len(cmd.UIDs), nil
+	return fmt.Sprintf("[COPYUID %d %s %s] ", dst.UIDValidity, imapwire.FormatOrdered(src), imapwire.FormatOrdered(copies)), done, nil
 }
 
 func (c *Cache) outcomeOfAppend(ctx context.Context, account string, cmd *imapsession.Cmd, sp row.Spool, production bool) (string, bool, error) {
@@ -165,24 +170,32 @@ func (c *Cache) arrived(account string, sn *row.Snapshot, mark uint32, ref row.R
 // of two equal ones none counts for both.
 type told struct {
 	mu   sync.Mutex
-	list [1024]toldUID
+	list [1024]toldUIDs
 	n    int
 }
 
-type toldUID struct {
+type toldUIDs struct {
 	account, mailbox string
-	uid              uint32
+	first, last      uint32
 }
 
-func (t *told) add(account, mailbox string, uid uint32) {
+func (t *told) add(account, mailbox string, uids ...uint32) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.list[t.n%len(t.list)] = toldUID{account, mailbox, uid}
-	t.n++
+	for i, u := range uids {
+		if last := &t.list[(t.n+len(t.list)-1)%len(t.list)]; i > 0 && last.last+1 == u {
+			last.last = u
+			continue
+		}
+		t.list[t.n%len(t.list)] = toldUIDs{account, mailbox, u, u}
+		t.n++
+	}
 }
 
 func (t *told) has(account, mailbox string, uid uint32) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return slices.Contains(t.list[:], toldUID{account, mailbox, uid})
+	return slices.ContainsFunc(t.list[:], func(e toldUIDs) bool {
+		return e.first <= uid && uid <= e.last && e.account == account && e.mailbox == mailbox
+	})
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"os"
 	"slices"
 	"testing"
@@ -67,43 +68,64 @@ func TestT28_FlagLeftByACutCopyBack(t *testing.T) {
 	})
 }
 
-// B5: production goes on with an APPEND after its connection broke, and after it
-// was given the message again: it is there once, as the client was told.
-func TestB5_LateAppend(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, 6)
-		defer func() { _ = os.RemoveAll(w.dir) }()
-		w.start()
-		w.startBox()
-		w.wait(failover.Protecting)
-		c, err := w.dial(w.users[0], w.toBox, "imap")
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := c.Select("INBOX", false); err != nil {
-			t.Fatal(err)
-		}
-		go w.cutLate(time.Second)
-		time.Sleep(10 * time.Millisecond)
-		_, told, err := c.Append(imapc.Appending{Mailbox: "INBOX", Flags: []string{}, Body: []byte("Subject: a\r\n\r\nb\r\n")})
-		if err != nil {
-			t.Error(err)
-		}
-		time.Sleep(20 * time.Second)
-		prod, err := w.dial(w.users[0], w.direct, "imap")
-		if err != nil {
-			t.Fatal(err)
-		}
-		sel, err := prod.Select("INBOX", true)
-		uids, serr := prod.SearchAll()
-		if err != nil || serr != nil || !slices.Equal(uids, []uint32{told}) || sel.UIDNext < told+2 {
-			t.Errorf("told %d, there is %v, next is %d; %v, %v", told, uids, sel.UIDNext, err, serr)
-		}
-		prod.Close()
-		c.Close()
-		w.stopBox()
-		w.kill()
-	})
+// B5: production goes on with a command after its connection broke, and after it
+// was given it again: what it stores is there once, as the client was told.
+func TestB5_LateCommand(t *testing.T) {
+	for verb, command := range map[string]func(*imapc.Conn) error{
+		"APPEND": func(c *imapc.Conn) error { return add(c, "a") },
+		"COPY":   func(c *imapc.Conn) error { _, err := c.Do("UID COPY 1:3 Filed", nil); return err },
+		"MOVE":   func(c *imapc.Conn) error { _, err := c.Do("UID MOVE 1:3 Filed", nil); return err },
+	} {
+		t.Run(verb, func(t *testing.T) { synctest.Test(t, func(t *testing.T) { lateCommand(t, verb, command) }) })
+	}
+}
+
+func add(c *imapc.Conn, subject string) error {
+	_, _, err := c.Append(imapc.Appending{Mailbox: "INBOX", Flags: []string{}, Body: []byte("Subject: " + subject + "\r\n\r\nb\r\n")})
+	return err
+}
+
+func lateCommand(t *testing.T, verb string, command func(*imapc.Conn) error) {
+	w := newWorld(t, 6)
+	defer func() { _ = os.RemoveAll(w.dir) }()
+	w.start()
+	w.startBox()
+	w.wait(failover.Protecting)
+	c, err := w.dial(w.users[0], w.toBox, "imap")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = c.Do("CREATE Filed", nil)
+	for _, subject := range []string{"1", "2", "3"} {
+		err = errors.Join(err, add(c, subject))
+	}
+	_, serr := c.Select("INBOX", false)
+	go w.cutLate(time.Second)
+	time.Sleep(10 * time.Millisecond)
+	if err := errors.Join(err, serr, command(c)); err != nil {
+		t.Error(err)
+	}
+	time.Sleep(20 * time.Second)
+	prod, err := w.dial(w.users[0], w.direct, "imap")
+	if err != nil {
+		t.Fatal(err)
+	}
+	inbox, err := prod.Select("INBOX", true)
+	filed, ferr := prod.Select("Filed", true)
+	if err := errors.Join(err, ferr); err != nil {
+		t.Error(err)
+	}
+	want := map[string][2]int{"APPEND": {4, 0}, "COPY": {3, 3}, "MOVE": {0, 3}}[verb]
+	if inbox.Exists != want[0] || filed.Exists != want[1] {
+		t.Errorf("%d in INBOX, %d in Filed, want %d", inbox.Exists, filed.Exists, want)
+	}
+	if (verb == "APPEND" && inbox.UIDNext < 6) || (verb == "COPY" && filed.UIDNext < 7) {
+		t.Errorf("nothing came late: the next UIDs are %d and %d", inbox.UIDNext, filed.UIDNext)
+	}
+	prod.Close()
+	c.Close()
+	w.stopBox()
+	w.kill()
 }
 
 // N18: a message that is owed, and that production has delivered by itself before

@@ -14,8 +14,9 @@ import (
 // and struck off when it is answered.
 
 type intent struct {
-	Account string
-	Doubt   row.Doubt
+	Account  string
+	Doubt    row.Doubt
+	answered bool
 }
 
 // openIntents makes doubts of what an earlier process left.
@@ -34,17 +35,27 @@ func (s *Store) openIntents() (err error) {
 }
 
 // Intend notes a MOVE that is about to be sent to production. answered has to be
-// called when its outcome is known, or kept elsewhere.
-func (s *Store) Intend(account string, d row.Doubt) (answered func()) {
+// called when its answer is read, and over when its outcome is known, or kept
+// elsewhere.
+func (s *Store) Intend(account string, d row.Doubt) (answered, over func()) {
 	j := s.intents
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	id := j.begin(intent{account, d})
-	return func() {
+	id := j.begin(intent{Account: account, Doubt: d})
+	answered = func() {
+		j.mu.Lock()
+		defer j.mu.Unlock()
+		if i, ok := j.open[id]; ok {
+			i.answered = true
+			j.open[id] = i
+		}
+	}
+	over = func() {
 		j.mu.Lock()
 		defer j.mu.Unlock()
 		j.end(id)
 	}
+	return answered, over
 }
 
 // Moving lists the messages of a mailbox that MOVEs without an answer take away.
@@ -54,8 +65,9 @@ func (s *Store) Moving(account, mailbox string) (uids []uint32) {
 	j := s.intents
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	account, _ = s.Resolve(account)
 	for _, i := range j.open {
-		if name, _ := s.Resolve(i.Account); name == account && i.Doubt.From == mailbox {
+		if name, _ := s.Resolve(i.Account); name == account && i.Doubt.From == mailbox && !i.answered {
 			uids = append(uids, i.Doubt.UIDs...)
 		}
 	}

@@ -17,6 +17,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -36,7 +37,7 @@ type Replica interface {
 	BeginHold() (ended func())
 	Hold(ctx context.Context, h row.Held) (row.Held, error)
 	NoteDoubt(ctx context.Context, user string, d row.Doubt) error
-	Intend(user string, d row.Doubt) (answered func())
+	Intend(user string, d row.Doubt) (answered, over func())
 	Confirm(id uint64)
 	Owe(ctx context.Context, id uint64) error
 	Forget(ctx context.Context, id uint64) error
@@ -74,9 +75,10 @@ type Options struct {
 
 // Cache is the transaction cache.
 type Cache struct {
-	opt  Options
-	told told
-	late chan lateCopy
+	opt   Options
+	told  told
+	late  chan lateCopy
+	asked sync.Map // *imapsession.Cmd → func(), to be called when its answer is read
 
 	wire, synced, held atomic.Int64
 }
@@ -128,10 +130,16 @@ func moving(cmd *imapsession.Cmd) (d row.Doubt, ok bool) {
 // should this process end before its answer. answered, which may be nil, has to be
 // called when it was answered, or Unanswered told of.
 func (c *Cache) Asking(account string, cmd *imapsession.Cmd) (answered func()) {
-	if d, ok := moving(cmd); ok {
-		return c.opt.Replica.Intend(account, d)
+	d, ok := moving(cmd)
+	if !ok {
+		return nil
 	}
-	return nil
+	told, over := c.opt.Replica.Intend(account, d)
+	c.asked.Store(cmd, told)
+	return func() {
+		c.asked.Delete(cmd)
+		over()
+	}
 }
 
 // Unanswered tells of a command that production did not answer before the
@@ -165,6 +173,9 @@ func (c *Cache) Virtual(account, mailbox string) uint32 {
 
 // Settle makes durable what an accepted command changed.
 func (c *Cache) Settle(ctx context.Context, account string, cmd *imapsession.Cmd, ok imapwire.Response, sp row.Spool) error {
+	if told, ok := c.asked.Load(cmd); ok {
+		told.(func())()
+	}
 	ctx, cancel := context.WithTimeout(ctx, syncLimit)
 	defer cancel()
 	err := c.fromWire(ctx, account, cmd, ok, sp)

@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
 	"strconv"
@@ -55,6 +56,7 @@ type world struct {
 	plan   []string
 	lively time.Time // until then clients are busy whatever the phase
 	brief  bool      // one fault, few clients
+	terse  bool      // production does not tell where copies are
 }
 
 // pace is the pause of a client between two commands: short around a fault and
@@ -113,7 +115,7 @@ func newWorld(t *testing.T, seed uint64) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{t: t, rng: rand.New(rand.NewPCG(seed, 1)), dir: dir, users: []string{"anna@sim.test", "bert@sim.test"}, brief: os.Getenv("UNDERSTUDY_BRIEF") != "", text: &strings.Builder{}}
+	w := &world{t: t, rng: rand.New(rand.NewPCG(seed, 1)), dir: dir, users: []string{"anna@sim.test", "bert@sim.test"}, brief: os.Getenv("UNDERSTUDY_BRIEF") != "", terse: seed%4 == 0, text: &strings.Builder{}}
 	if w.brief {
 		w.users = w.users[:1]
 	}
@@ -212,6 +214,8 @@ func (w *world) cutLate(after time.Duration) {
 	close(stall)
 }
 
+var copyCode = regexp.MustCompile(`\[COPYUID [^]\r\n]*\] `)
+
 // gated is production's end of a connection: slow, in pieces, and stopped while
 // production is frozen. What it writes waits in a queue, as in a socket.
 type gated struct {
@@ -273,10 +277,15 @@ func (g *gated) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Write implements net.Conn; the server writes from one goroutine at a time.
+// Write implements net.Conn; the server writes from one goroutine at a time, and
+// whole lines.
 func (g *gated) Write(p []byte) (int, error) {
+	said := append([]byte(nil), p...)
+	if g.w.terse {
+		said = copyCode.ReplaceAll(said, nil)
+	}
 	select {
-	case g.queue <- append([]byte(nil), p...):
+	case g.queue <- said:
 		return len(p), nil
 	case <-g.sent:
 		return 0, net.ErrClosed

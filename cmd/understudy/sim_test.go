@@ -214,7 +214,7 @@ func (w *world) cutLate(after time.Duration) {
 	close(stall)
 }
 
-var copyCode = regexp.MustCompile(`\[COPYUID [^]\r\n]*\] `)
+var copyCode = regexp.MustCompile(`\[(COPYUID|ALREADYEXISTS|NONEXISTENT)[^]\r\n]*\] `)
 
 // gated is production's end of a connection: slow, in pieces, and stopped while
 // production is frozen. What it writes waits in a queue, as in a socket.

@@ -397,16 +397,22 @@ func (s *smtpSession) data(ctx context.Context, c smtpwire.Command) error {
 // at once, and the message is owed to them; the others are asked of the next
 // upstream, where they may come to get it twice (RFC 5321 section 6.1).
 func (s *smtpSession) finish(ctx context.Context, sp row.Spool) error {
+	// Noted before it is known whether it is a repeated one: should this end here,
+	// it comes once more.
+	told, answered := false, s.p.opt.Tap.Taking(s.mail, sp)
+	defer func() { answered(told) }()
 	if again, err := s.p.opt.Tap.Repeated(ctx, s.mail, sp); err != nil {
 		return s.unsafe(err)
 	} else if again {
 		s.seam.abandon()
 		s.reset()
 		s.reply(smtpwire.NewReply(250, "2.0.0 Ok: accepted before"))
+		if err := s.w.Flush(); err != nil {
+			return err
+		}
+		told = true
 		return nil
 	}
-	told, answered := false, s.p.opt.Tap.Taking(s.mail, sp)
-	defer func() { answered(told) }()
 	for {
 		var arrival Arrival
 		sent, lost := false, false

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
+	"io"
 	"os"
 	"slices"
 	"testing"
@@ -12,6 +14,7 @@ import (
 	"understudy/failover"
 	"understudy/replica/imapc"
 	"understudy/replica/row"
+	"understudy/snoop/smtpwire"
 )
 
 // T28: a flag that a copy-back left on production when it was cut off, where it
@@ -160,6 +163,52 @@ func TestN18_OwedAndLate(t *testing.T) {
 		time.Sleep(time.Minute) // longer than it is owed
 		if sel, err := prod.Select("INBOX", true); err != nil || sel.Exists != 1 || store.HeldCount() != 0 {
 			t.Errorf("%d messages, %d held, %v", sel.Exists, store.HeldCount(), err)
+		}
+		prod.Close()
+		w.stopBox()
+		w.kill()
+	})
+}
+
+// N18: a sender that is not answered comes again, as often as that happens, and the
+// message is there once.
+func TestN18_TriedOften(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 9)
+		defer func() { _ = os.RemoveAll(w.dir) }()
+		w.start()
+		w.startBox()
+		w.wait(failover.Protecting)
+		for try := range 4 {
+			conn, err := w.toBox(t.Context(), "smtp")
+			if err != nil {
+				t.Fatal(err)
+			}
+			br := bufio.NewReader(conn)
+			for _, line := range []string{"", "EHLO a.test", "MAIL FROM:<a@other.test>", "RCPT TO:<anna@sim.test>", "DATA"} {
+				if line != "" {
+					_, _ = io.WriteString(conn, line+"\r\n")
+				}
+				if r, err := smtpwire.ReadReply(br); err != nil || r.Code >= 400 {
+					t.Errorf("%q: %s %v", line, r, err)
+				}
+			}
+			_, _ = io.WriteString(conn, "Message-ID: <often@other.test>\r\n\r\nhello\r\n.\r\n")
+			time.Sleep(10 * time.Second)
+			if try == 3 {
+				if r, err := smtpwire.ReadReply(br); err != nil || r.Code != 250 {
+					t.Errorf("the last try: %s %v", r, err)
+				}
+			}
+			_ = conn.Close()
+			time.Sleep(time.Second)
+		}
+		prod, err := w.dial("anna@sim.test", w.direct, "imap")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if sel, err := prod.Select("INBOX", true); err != nil || sel.Exists != 1 {
+			t.Errorf("it is there %d times, %v", sel.Exists, err)
 		}
 		prod.Close()
 		w.stopBox()

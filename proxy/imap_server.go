@@ -303,15 +303,19 @@ func (s *imapSession) settleAnswer(ctx context.Context, ev *imapsession.Event, s
 	return nil
 }
 
+// maxReopened is how often a change is asked for again because it could not be made
+// durable.
+const maxReopened = 3
+
 // settleChange makes a change durable that production accepted. If that fails,
-// production may have been lost meanwhile: whoever answers next is asked for the
-// change, once, with the message that sp holds. What is gone can be expunged again.
+// production may have been lost meanwhile: whoever answers next is asked what became
+// of it, and for the change, with the message that sp holds.
 func (s *imapSession) settleChange(ctx context.Context, ev *imapsession.Event, sp *row.Spool) error {
 	err := s.p.opt.Tap.Settle(ctx, s.account, ev.Cmd, ev.Resp, *sp)
 	if err == nil {
 		return nil
 	}
-	if ev.Cmd.Rerun && !strings.HasSuffix(ev.Cmd.Verb, "EXPUNGE") {
+	if ev.Cmd.Reopened == maxReopened {
 		s.p.opt.Log.Error("an accepted change could not be made durable; the session ends without its OK",
 			"account", s.account, "command", ev.Cmd.Verb, "err", err)
 		return errors.Join(errUnsettled, err)

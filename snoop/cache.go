@@ -300,12 +300,12 @@ func (c *Cache) appended(ctx context.Context, account string, cmd *imapsession.C
 	if n.Ref, err = sp.Commit(); err != nil {
 		return err
 	}
+	if err := c.opt.Replica.LearnAppend(ctx, account, n); err != nil {
+		return err
+	}
 	c.told.add(account, n.Mailbox, uid)
 	if cmd.Rerun {
 		c.expectLate(lateCopy{account: account, mailbox: n.Mailbox, refs: map[row.Ref]bool{n.Ref: true}, mark: cmd.Mark})
-	}
-	if err := c.opt.Replica.LearnAppend(ctx, account, n); err != nil {
-		return err
 	}
 	c.opt.Syncer.Hint(account, cmd.Mailbox) // for the date that production gave it
 	return nil
@@ -356,10 +356,10 @@ func (c *Cache) copied(ctx context.Context, account string, cmd *imapsession.Cmd
 	if cp.UIDValidity, cp.Src, cp.Dst, err = copyUID(cmd.CopyUID); err != nil {
 		return err
 	}
-	c.told.add(account, cp.To, cp.Dst...)
 	if err := c.opt.Replica.LearnCopy(ctx, account, cp); err != nil {
 		return err
 	}
+	c.told.add(account, cp.To, cp.Dst...)
 	if cmd.Rerun {
 		c.expectCopies(account, cp, cmd.Mark)
 	}

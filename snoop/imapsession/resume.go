@@ -70,6 +70,7 @@ func (t *Tracker) Opening() bool {
 // one was not passed on.
 func (t *Tracker) Reopen(c *Cmd) {
 	c.answered = false
+	c.Reopened++
 	t.pending = slices.Insert(t.pending, 0, c)
 }
 

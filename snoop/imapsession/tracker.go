@@ -53,6 +53,7 @@ type Cmd struct {
 	Continued bool   // the client was told "+" for its latest literal, or for IDLE
 	Ended     bool   // IDLE: DONE was sent
 	Rerun     bool   // sent again to another upstream; the first may have done it
+	Reopened  int    // how often its answer was not passed on
 	Lost      int    // upstreams that were lost while they were at it
 
 	marks    []mark

@@ -139,9 +139,22 @@ func (s *Store) Confirm(id uint64) {
 }
 
 // Giving records that production is about to be given a message that it may then
-// have, whatever becomes of the answer: it is owed from now on.
-func (s *Store) Giving(ctx context.Context, id uint64, now time.Time) error {
-	return s.changeHeld(ctx, id, func(h *row.Held) { h.Standby, h.Owed, h.Arrived = false, true, now })
+// have, whatever becomes of the answer: it is owed from now on. It returns the
+// delivery as it was; ok is false if it is not due, or not held any more.
+func (s *Store) Giving(ctx context.Context, id uint64, now time.Time, due func(row.Held) bool) (was row.Held, ok bool, err error) {
+	s.heldMu.Lock()
+	defer s.heldMu.Unlock()
+	h, ok := s.heldByID(id)
+	if !ok || !due(h.Held) {
+		return was, false, nil
+	}
+	was = h.Held
+	h.Standby, h.Owed, h.Arrived = false, true, now
+	if err := s.putHeld(ctx, &h.Held); err != nil {
+		return was, false, err
+	}
+	s.showHeld(h)
+	return was, true, nil
 }
 
 // NotGiven takes that back: production surely has not got it.
@@ -542,7 +555,7 @@ func (s *Store) Deliver(ctx context.Context, h row.Held, rcpt string, msg []byte
 	}
 	left.Rcpts = slices.DeleteFunc(slices.Clone(left.Rcpts), func(r string) bool { return r == rcpt })
 	twin := row.Twin{Account: route.Account, Ref: h.Ref, Key: h.Key, Delivered: time.Now()}
-	if !h.Standby && !s.opt.Primary {
+	if !left.Standby && !s.opt.Primary {
 		s.mu.Lock()
 		s.nextID++
 		twin.ID = s.nextID

@@ -296,3 +296,35 @@ func TestN18_AwaitHolds(t *testing.T) {
 		t.Errorf("no hold is under way: %v", err)
 	}
 }
+
+// N18: a held message is delivered by the standby or given to production, by
+// whoever is first; of what production may have the standby knows a twin when it
+// delivers it.
+func TestN18_DeliveredOrGiven(t *testing.T) {
+	s := seeded(t, t.TempDir())
+	ctx := t.Context()
+	if err := s.BeginActing(ctx, "ada", 0); err != nil {
+		t.Fatal(err)
+	}
+	orig := []byte("Subject: hello there\r\n\r\nbody\r\n")
+	ref, _ := s.PutMessage(orig)
+	for _, first := range []string{"delivered", "given"} {
+		listed, err := s.Hold(ctx, row.Held{From: "x@y", Rcpts: []string{"ada@d.test"}, Ref: ref, Arrived: time.Now(), Standby: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		give := func() bool {
+			_, ok, err := s.Giving(ctx, listed.ID, time.Now(), func(h row.Held) bool { return h.Standby })
+			return ok && err == nil
+		}
+		if first == "given" && (!give() || give()) {
+			t.Error("it is not given, or twice")
+		}
+		if err := s.Deliver(ctx, listed, "ada@d.test", orig); err != nil {
+			t.Fatal(err)
+		}
+		if twins := len(s.Twins("Ada")); give() || (twins == 1) != (first == "given") {
+			t.Errorf("%s first: given afterwards, or %d twins", first, twins)
+		}
+	}
+}

@@ -513,7 +513,9 @@ func (a *app) flush(ctx context.Context, phase failover.Phase) {
 			return
 		}
 		before := a.owedBefore()
-		a.inject(ctx, r, func(h row.Held) bool { return h.Standby || h.Owed && !h.Arrived.After(before) })
+		a.inject(ctx, r, func(h row.Held) bool {
+			return (h.Standby || h.Owed && !h.Arrived.After(before)) && a.keeper.State().Phase == failover.Protecting
+		})
 	case a.cfg.Standby.Outbound == "smarthost":
 		r.Dial = proxy.Endpoint{Addr: a.cfg.Standby.Smarthost, Security: proxy.Plain}.Dial
 	default:

@@ -82,10 +82,15 @@ func (s *Server) Inject(ctx context.Context, r Relay, due func(row.Held) bool) e
 		if !due(h) || time.Since(s.refused[h.ID]) < refusedPause {
 			continue
 		}
-		if err := s.opt.Store.Giving(ctx, h.ID, time.Now()); err != nil {
+		// It may have been delivered while the others were sent.
+		h, ok, err := s.opt.Store.Giving(ctx, h.ID, time.Now(), due)
+		if err != nil {
 			return err
 		}
-		err := s.send(ctx, out, row.Queued{From: h.From, Rcpts: h.Rcpts, Ref: h.Ref})
+		if !ok {
+			continue
+		}
+		err = s.send(ctx, out, row.Queued{From: h.From, Rcpts: h.Rcpts, Ref: h.Ref})
 		switch {
 		case err == nil:
 			s.opt.Log.Info("a message was given to production", "held", h.ID, "owed", h.Owed, "arrived", h.Arrived)

@@ -29,7 +29,7 @@ type Store interface {
 	Hold(ctx context.Context, h row.Held) (row.Held, error)
 	HeldAll() []row.Held
 	Deliver(ctx context.Context, h row.Held, rcpt string, msg []byte) error
-	Giving(ctx context.Context, id uint64, now time.Time) error
+	Giving(ctx context.Context, id uint64, now time.Time, due func(row.Held) bool) (was row.Held, ok bool, err error)
 	Given(ctx context.Context, id uint64) error
 	NotGiven(ctx context.Context, was row.Held) error
 	Message(ref row.Ref) ([]byte, error)

@@ -56,7 +56,7 @@ type world struct {
 	plan   []string
 	lively time.Time // until then clients are busy whatever the phase
 	brief  bool      // one fault, few clients
-	terse  bool      // production does not tell where copies are
+	terse  bool      // production does not tell where copies are, nor why it refuses
 }
 
 // pace is the pause of a client between two commands: short around a fault and
@@ -458,8 +458,8 @@ func (w *world) faults() (boxDied bool) {
 		time.Sleep(w.some(2 * time.Second))
 		w.liven(600 * time.Millisecond)
 		time.Sleep(200 * time.Millisecond)
-		kind := int(w.some(10))
-		w.plan = append(w.plan, []string{"kill", "kill", "restart", "freeze", "blip", "cut", "planned", "box", "late", "some"}[kind])
+		kind := int(w.some(11))
+		w.plan = append(w.plan, []string{"kill", "kill", "restart", "freeze", "blip", "cut", "planned", "box", "late", "some", "twice"}[kind])
 		switch kind {
 		case 0, 1: // long dead; the second time the box, too
 			w.kill()
@@ -507,6 +507,13 @@ func (w *world) faults() (boxDied bool) {
 			w.tell(failover.Happened{Event: failover.Handback, Accounts: w.users[:1]})
 			w.liven(4 * time.Second)
 			time.Sleep(w.some(4 * time.Second))
+		case 10: // again as soon as all is handed back
+			for range 2 {
+				w.wait(failover.Protecting)
+				w.tell(failover.Happened{Event: failover.Takeover})
+				w.liven(4 * time.Second)
+				w.wait(failover.Serving, failover.Returning)
+			}
 		}
 		w.liven(300 * time.Millisecond)
 	}

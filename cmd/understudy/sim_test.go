@@ -56,7 +56,7 @@ type world struct {
 	plan   []string
 	lively time.Time // until then clients are busy whatever the phase
 	brief  bool      // one fault, few clients
-	terse  bool      // production does not tell where copies are, nor why it refuses
+	terse  bool      // production does not tell where a MOVE led to, nor why it refuses
 }
 
 // pace is the pause of a client between two commands: short around a fault and
@@ -214,7 +214,9 @@ func (w *world) cutLate(after time.Duration) {
 	close(stall)
 }
 
-var copyCode = regexp.MustCompile(`\[(COPYUID|ALREADYEXISTS|NONEXISTENT)[^]\r\n]*\] `)
+// moveCode is where a MOVE led to, and why a mailbox is refused. (Copy-back needs
+// COPYUID of its own COPYs.)
+var moveCode = regexp.MustCompile(`(\* OK |NO )\[(COPYUID|ALREADYEXISTS|NONEXISTENT)[^]\r\n]*\] `)
 
 // gated is production's end of a connection: slow, in pieces, and stopped while
 // production is frozen. What it writes waits in a queue, as in a socket.
@@ -282,7 +284,7 @@ func (g *gated) Read(p []byte) (int, error) {
 func (g *gated) Write(p []byte) (int, error) {
 	said := append([]byte(nil), p...)
 	if g.w.terse {
-		said = copyCode.ReplaceAll(said, nil)
+		said = moveCode.ReplaceAll(said, []byte("$1"))
 	}
 	select {
 	case g.queue <- said:

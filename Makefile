@@ -7,7 +7,9 @@
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
-PACKAGES := dovecot-imapd dovecot-lmtpd postfix isync offlineimap3 mutt bsdutils nginx libnginx-mod-mail haproxy gcc libc6-dev ca-certificates
+# What Cyrus IMAP needs, which cannot be installed beside Dovecot and is unpacked.
+CYRUS := sasl2-bin libsasl2-modules libclamav12 libical3 libjansson4 libpcre3 libpq5 libwrap0 libxapian30 libzephyr4
+PACKAGES := dovecot-imapd dovecot-lmtpd postfix isync offlineimap3 mutt bsdutils nginx libnginx-mod-mail haproxy gcc libc6-dev ca-certificates $(CYRUS)
 # By number of inputs: by time, the fuzzer may call the end of its time a failure.
 FUZZTIME ?= 50000x
 UNITS := $$(go list ./... | grep -v '/lab$$')
@@ -55,6 +57,12 @@ deps: go
 		printf '#!/bin/sh\nexit 101\n' > /usr/sbin/policy-rc.d; chmod +x /usr/sbin/policy-rc.d; \
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(PACKAGES) >/dev/null; \
 		rm -f /usr/sbin/policy-rc.d; \
+	fi
+	@if [ ! -d bin/cyrus ]; then \
+		dir=$$(mktemp -d); \
+		(cd $$dir; get() { apt-get download -qq -o APT::Sandbox::User=root cyrus-common cyrus-imapd; }; get || { apt-get update -qq; get; }); \
+		for deb in $$dir/*.deb; do dpkg -x $$deb $$dir/root; done; \
+		mkdir -p bin; mv $$dir/root bin/cyrus; rm -rf $$dir; \
 	fi
 
 go:

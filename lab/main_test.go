@@ -59,11 +59,21 @@ func users(n int) []string {
 // newSite starts a site with n users; it ends with the test.
 func newSite(t *testing.T, n int) *site.Site {
 	t.Helper()
+	return started(t, preparedSite(t, n))
+}
+
+func preparedSite(t *testing.T, n int) *site.Site {
+	t.Helper()
 	u := users(n)
 	s, err := site.New(t.TempDir(), u, map[string]string{"info@" + site.Domain: u[0], "sales@" + site.Domain: u[n-1]})
 	if err != nil {
 		t.Fatal(err)
 	}
+	return s
+}
+
+func started(t *testing.T, s *site.Site) *site.Site {
+	t.Helper()
 	if err := s.Start(t.Context()); err != nil {
 		t.Fatalf("%v\n%s", err, s.Log())
 	}

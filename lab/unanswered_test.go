@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"understudy/lab/site"
 )
 
 // relay stands between the box and production, and can lose a command: the line
@@ -155,12 +157,11 @@ var lostCommands = []lostCommand{
 // done once; whether production lives on or the standby answers.
 func TestB5_UnansweredCommands(t *testing.T) {
 	for _, dies := range []bool{false, true} {
-		t.Run(fmt.Sprintf("production dies %v", dies), func(t *testing.T) { unanswered(t, dies) })
+		t.Run(fmt.Sprintf("production dies %v", dies), func(t *testing.T) { unanswered(t, newSite(t, 1), dies) })
 	}
 }
 
-func unanswered(t *testing.T, dies bool) {
-	s := newSite(t, 1)
+func unanswered(t *testing.T, s *site.Site, dies bool) {
 	u := s.Users[0]
 	r, addr := newRelay(t, direct(s))
 	settings := map[string]string{"production.imap": fmt.Sprintf("%q", addr), "failover.auto_handback": "false"}

@@ -57,7 +57,7 @@ func NewBox(dir, binary string, s *Site, settings map[string]string) (*Box, erro
 		"production.imap":       q(fmt.Sprintf("127.0.0.1:%d", s.IMAPPort)),
 		"production.smtp":       q(fmt.Sprintf("127.0.0.1:%d", s.SMTPPort)),
 		"production.submission": q(fmt.Sprintf("127.0.0.1:%d", s.SubmissionPort)),
-		"production.client_id":  "true", "production.xclient": "true",
+		"production.client_id":  fmt.Sprint(s.cyrus == ""), "production.xclient": "true",
 		"master.user": q(MasterUser), "master.password": q(MasterPassword),
 		"accounts.list": users, "accounts.domains": `["` + Domain + `"]`,
 		"mirror.sweep": q("2s"), "mirror.idle": "50",

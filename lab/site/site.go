@@ -51,6 +51,7 @@ type Site struct {
 	Aliases               map[string]string
 	dovecot, postfix      *exec.Cmd
 	checked               bool
+	cyrus                 string // where it is unpacked, if it serves in Dovecot's place
 	dovecotDone, postDone chan struct{}
 }
 
@@ -364,6 +365,9 @@ func (s *Site) StartPostfix(ctx context.Context) error {
 
 // StartDovecot starts Dovecot.
 func (s *Site) StartDovecot(ctx context.Context) error {
+	if s.cyrus != "" {
+		return s.startCyrus(ctx)
+	}
 	_ = os.Remove(filepath.Join(s.Dir, "run/master.pid"))
 	s.dovecot = exec.Command("dovecot", "-F", "-c", filepath.Join(s.Dir, "dovecot.conf"))
 	s.dovecot.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}

@@ -460,8 +460,12 @@ func (w *world) faults() (boxDied bool) {
 		time.Sleep(w.some(2 * time.Second))
 		w.liven(600 * time.Millisecond)
 		time.Sleep(200 * time.Millisecond)
-		kind := int(w.some(11))
-		w.plan = append(w.plan, []string{"kill", "kill", "restart", "freeze", "blip", "cut", "planned", "box", "late", "some", "twice"}[kind])
+		all := []string{"kill", "kill", "restart", "freeze", "blip", "cut", "planned", "box", "late", "some", "twice"}
+		kind := int(w.some(time.Duration(len(all))))
+		for only := os.Getenv("UNDERSTUDY_FAULT"); only != "" && all[kind] != only; {
+			kind = int(w.some(time.Duration(len(all))))
+		}
+		w.plan = append(w.plan, all[kind])
 		switch kind {
 		case 0, 1: // long dead; the second time the box, too
 			w.kill()

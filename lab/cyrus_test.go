@@ -29,32 +29,21 @@ func TestCyrus_Unanswered(t *testing.T) {
 
 // B5, T27, M6, N18: killed, and taken over on purpose, under load.
 func TestCyrus_UnderLoad(t *testing.T) {
-	s := newCyrus(t, 3)
-	for _, u := range s.Users {
-		do(t, dial(t, direct(s), u), "CREATE Filed")
-	}
+	s := newCyrus(t, 2)
 	b := newBox(t, s, map[string]string{"failover.auto_handback": "true"})
 	waitPhase(t, b, "protecting")
-	l, book, stop := work(t, load.Options{IMAP: b.IMAP, SMTP: b.SMTP, Users: s.Users, Seed: uint64(time.Now().UnixNano()), Tag: "cyrus", Pause: 40 * time.Millisecond})
-	for range kills(2) {
-		time.Sleep(500 * time.Millisecond)
-		s.Kill()
-		waitPhase(t, b, "serving")
-		time.Sleep(300 * time.Millisecond)
-		check(t, s.Start(t.Context()))
-		waitPhase(t, b, "protecting")
-		time.Sleep(500 * time.Millisecond)
-		order(t, b, "takeover")
-		waitPhase(t, b, "serving", "returning", "copying back", "handing back")
-		waitPhase(t, b, "protecting")
-	}
-	stop()
-	settled(t, b)
-	judged(t, s, l)
-	if n := l.Broken.Load(); n > 0 {
-		t.Errorf("%d sessions broke: %v", n, l.Breaks())
-	}
-	legal(t, book, b)
-	order(t, b, "sync")
-	alike(t, s, b)
+	under(t, s, b, func(*load.Ledger) {
+		for range kills(2) {
+			time.Sleep(500 * time.Millisecond)
+			s.Kill()
+			waitPhase(t, b, "serving")
+			time.Sleep(300 * time.Millisecond)
+			check(t, s.Start(t.Context()))
+			waitPhase(t, b, "protecting")
+			time.Sleep(500 * time.Millisecond)
+			order(t, b, "takeover")
+			waitPhase(t, b, "serving", "returning", "copying back", "handing back")
+			waitPhase(t, b, "protecting")
+		}
+	})
 }

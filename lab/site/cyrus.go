@@ -8,7 +8,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 )
 
 // Cyrus IMAP in Dovecot's place, delivered to by the same Postfix. Debian does not
@@ -110,13 +109,7 @@ func (s *Site) startCyrus(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.dovecot = exec.Command(filepath.Join(s.cyrus, "usr/lib/cyrus/bin/master"), "-D", "-C", filepath.Join(dir, "imapd.conf"), "-M", filepath.Join(dir, "cyrus.conf"), "-p", filepath.Join(dir, "pid"))
-	s.dovecot.Env = append(os.Environ(), "LD_LIBRARY_PATH="+strings.Join(libs, ":"))
-	s.dovecot.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	done, err := s.start(s.dovecot)
-	if err != nil {
-		return err
-	}
-	s.dovecotDone = done
-	return s.waitPort(ctx, s.IMAPPort, "* OK")
+	c := exec.Command(filepath.Join(s.cyrus, "usr/lib/cyrus/bin/master"), "-D", "-C", filepath.Join(dir, "imapd.conf"), "-M", filepath.Join(dir, "cyrus.conf"), "-p", filepath.Join(dir, "pid"))
+	c.Env = append(os.Environ(), "LD_LIBRARY_PATH="+strings.Join(libs, ":"))
+	return s.serveIMAP(ctx, c)
 }

@@ -369,13 +369,16 @@ func (s *Site) StartDovecot(ctx context.Context) error {
 		return s.startCyrus(ctx)
 	}
 	_ = os.Remove(filepath.Join(s.Dir, "run/master.pid"))
-	s.dovecot = exec.Command("dovecot", "-F", "-c", filepath.Join(s.Dir, "dovecot.conf"))
-	s.dovecot.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	done, err := s.start(s.dovecot)
+	return s.serveIMAP(ctx, exec.Command("dovecot", "-F", "-c", filepath.Join(s.Dir, "dovecot.conf")))
+}
+
+func (s *Site) serveIMAP(ctx context.Context, c *exec.Cmd) error {
+	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	done, err := s.start(c)
 	if err != nil {
 		return err
 	}
-	s.dovecotDone = done
+	s.dovecot, s.dovecotDone = c, done
 	return s.waitPort(ctx, s.IMAPPort, "* OK")
 }
 

@@ -142,19 +142,12 @@ func (s *Store) Confirm(id uint64) {
 // have, whatever becomes of the answer: it is owed from now on. It returns the
 // delivery as it was; ok is false if it is not due, or not held any more.
 func (s *Store) Giving(ctx context.Context, id uint64, now time.Time, due func(row.Held) bool) (was row.Held, ok bool, err error) {
-	s.heldMu.Lock()
-	defer s.heldMu.Unlock()
-	h, ok := s.heldByID(id)
-	if !ok || !due(h.Held) {
-		return was, false, nil
-	}
-	was = h.Held
-	h.Standby, h.Owed, h.Arrived = false, true, now
-	if err := s.putHeld(ctx, &h.Held); err != nil {
-		return was, false, err
-	}
-	s.showHeld(h)
-	return was, true, nil
+	err = s.changeHeld(ctx, id, func(h *row.Held) {
+		if was, ok = *h, due(*h); ok {
+			h.Standby, h.Owed, h.Arrived = false, true, now
+		}
+	})
+	return was, ok && err == nil, err
 }
 
 // NotGiven takes that back: production surely has not got it.

@@ -14,9 +14,9 @@ import (
 // and struck off when it is answered.
 
 type intent struct {
-	Account  string
-	Doubt    row.Doubt
-	answered bool
+	Account string
+	Doubt   row.Doubt
+	arrived bool // in the replica, too
 }
 
 // openIntents makes doubts of what an earlier process left.
@@ -34,19 +34,19 @@ func (s *Store) openIntents() (err error) {
 	return s.intents.renew()
 }
 
-// Intend notes a MOVE that is about to be sent to production. answered has to be
-// called when its answer is read, and over when its outcome is known, or kept
-// elsewhere.
-func (s *Store) Intend(account string, d row.Doubt) (answered, over func()) {
+// Intend notes a MOVE that is about to be sent to production. arrived has to be
+// called when the replica has what the MOVE put into its other mailbox, and over when
+// its outcome is known, or kept elsewhere.
+func (s *Store) Intend(account string, d row.Doubt) (arrived, over func()) {
 	j := s.intents
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	id := j.begin(intent{Account: account, Doubt: d})
-	answered = func() {
+	arrived = func() {
 		j.mu.Lock()
 		defer j.mu.Unlock()
 		if i, ok := j.open[id]; ok {
-			i.answered = true
+			i.arrived = true
 			j.open[id] = i
 		}
 	}
@@ -55,19 +55,18 @@ func (s *Store) Intend(account string, d row.Doubt) (answered, over func()) {
 		defer j.mu.Unlock()
 		j.end(id)
 	}
-	return answered, over
+	return arrived, over
 }
 
-// Moving lists the messages of a mailbox that MOVEs without an answer take away.
-// That they are gone from there is no news before it is known where they arrived:
-// should production be lost in between, they would be nowhere.
+// Moving lists the messages of a mailbox that MOVEs under way take away. That they
+// are gone from there is no news before it is known where they arrived: should production be lost in between, they would be nowhere.
 func (s *Store) Moving(account, mailbox string) (uids []uint32) {
 	j := s.intents
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	account, _ = s.Resolve(account)
 	for _, i := range j.open {
-		if name, _ := s.Resolve(i.Account); name == account && i.Doubt.From == mailbox && !i.answered {
+		if name, _ := s.Resolve(i.Account); name == account && i.Doubt.From == mailbox && !i.arrived {
 			uids = append(uids, i.Doubt.UIDs...)
 		}
 	}

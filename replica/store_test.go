@@ -249,13 +249,13 @@ func TestB5_MoveWithoutAnswer(t *testing.T) {
 	dir := t.TempDir()
 	s := seeded(t, dir)
 	s.Intend("ada", row.Doubt{From: "INBOX", To: "Filed", UIDs: []uint32{1, 2}})
-	answered, over := s.Intend("ada", row.Doubt{From: "INBOX", To: "Filed", UIDs: []uint32{3}})
+	arrived, over := s.Intend("ada", row.Doubt{From: "INBOX", To: "Filed", UIDs: []uint32{3}})
 	if uids := s.Moving("ada", "INBOX"); len(uids) != 3 || len(s.Moving("ada", "Filed")) != 0 {
 		t.Errorf("moved away are %v", uids)
 	}
-	answered()
+	arrived()
 	if uids := s.Moving("ada", "INBOX"); len(uids) != 2 {
-		t.Errorf("moved away without an answer are %v", uids)
+		t.Errorf("moved away to where nobody knows are %v", uids)
 	}
 	over()
 	s.Intend("nobody", row.Doubt{From: "INBOX", To: "Filed", UIDs: []uint32{3}})

@@ -37,7 +37,7 @@ type Replica interface {
 	BeginHold() (ended func())
 	Hold(ctx context.Context, h row.Held) (row.Held, error)
 	NoteDoubt(ctx context.Context, user string, d row.Doubt) error
-	Intend(user string, d row.Doubt) (answered, over func())
+	Intend(user string, d row.Doubt) (arrived, over func())
 	Confirm(id uint64)
 	Owe(ctx context.Context, id uint64) error
 	Forget(ctx context.Context, id uint64) error
@@ -78,7 +78,7 @@ type Cache struct {
 	opt   Options
 	told  told
 	late  chan lateCopy
-	asked sync.Map // *imapsession.Cmd → func(), to be called when its answer is read
+	asked sync.Map // MOVE (*imapsession.Cmd) → func(), to be called when it is known where it arrived
 
 	wire, synced, held atomic.Int64
 }
@@ -134,8 +134,8 @@ func (c *Cache) Asking(account string, cmd *imapsession.Cmd) (answered func()) {
 	if !ok {
 		return nil
 	}
-	told, over := c.opt.Replica.Intend(account, d)
-	c.asked.Store(cmd, told)
+	arrived, over := c.opt.Replica.Intend(account, d)
+	c.asked.Store(cmd, arrived)
 	return func() {
 		c.asked.Delete(cmd)
 		over()
@@ -173,9 +173,6 @@ func (c *Cache) Virtual(account, mailbox string) uint32 {
 
 // Settle makes durable what an accepted command changed.
 func (c *Cache) Settle(ctx context.Context, account string, cmd *imapsession.Cmd, ok imapwire.Response, sp row.Spool) error {
-	if told, ok := c.asked.Load(cmd); ok {
-		told.(func())()
-	}
 	ctx, cancel := context.WithTimeout(ctx, syncLimit)
 	defer cancel()
 	err := c.fromWire(ctx, account, cmd, ok, sp)
@@ -242,6 +239,10 @@ func (c *Cache) bySync(ctx context.Context, account string, cmd *imapsession.Cmd
 				return err
 			}
 		}
+		// Where a MOVE arrived is known: that it departed may be, too.
+		if arrived, ok := c.asked.Load(cmd); ok {
+			arrived.(func())()
+		}
 	}
 	if cmd.Mailbox == "" {
 		return nil // nothing was selected, nothing was changed
@@ -305,7 +306,7 @@ func (c *Cache) appended(ctx context.Context, account string, cmd *imapsession.C
 	}
 	c.told.add(account, n.Mailbox, uid)
 	if cmd.Rerun {
-		c.expectLate(lateCopy{account: account, mailbox: n.Mailbox, refs: map[row.Ref]bool{n.Ref: true}, mark: cmd.Mark})
+		c.expectLate(lateCopy{account: account, mailbox: n.Mailbox, told: map[uint32]row.Ref{uid: n.Ref}, mark: cmd.Mark})
 	}
 	c.opt.Syncer.Hint(account, cmd.Mailbox) // for the date that production gave it
 	return nil

@@ -11,13 +11,14 @@ import (
 // If only the connection to production broke, production may go on with an APPEND,
 // COPY or MOVE that it had received whole, and finish it after it was asked and
 // given the command again. Such messages are looked for, and taken out: the same
-// bytes, since the command was seen, and nobody was told that they are his.
+// bytes, since the command was seen, and nobody was told that they are his; and
+// only while the one that the client was told of is there, so that one stays.
 
 // lateCopy is what production was told to store a second time.
 type lateCopy struct {
 	account, mailbox string
-	refs             map[row.Ref]bool
-	mark             uint32 // UIDNEXT when the command was seen
+	told             map[uint32]row.Ref // what the client was told of, by UID
+	mark             uint32             // UIDNEXT when the command was seen
 	since, due       time.Time
 	looked           int
 }
@@ -47,13 +48,13 @@ func (c *Cache) expectCopies(account string, cp row.CopyOf, mark uint32) {
 	if err != nil {
 		return
 	}
-	refs := map[row.Ref]bool{}
+	told := map[uint32]row.Ref{}
 	for _, uid := range cp.Dst {
 		if m := sn.Find(uid); m != nil {
-			refs[m.Ref] = true
+			told[uid] = m.Ref
 		}
 	}
-	c.expectLate(lateCopy{account: account, mailbox: cp.To, refs: refs, mark: mark})
+	c.expectLate(lateCopy{account: account, mailbox: cp.To, told: told, mark: mark})
 }
 
 // Run takes late copies out until ctx ends.
@@ -101,9 +102,15 @@ func (c *Cache) dropLate(ctx context.Context, l lateCopy) error {
 	if err != nil {
 		return err
 	}
+	there := map[row.Ref]bool{}
+	for uid, ref := range l.told {
+		if m := sn.Find(uid); m != nil && m.Ref == ref {
+			there[ref] = true
+		}
+	}
 	var uids []uint32
 	for _, m := range sn.Rows {
-		if m.UID >= l.mark && l.refs[m.Ref] && !c.told.has(l.account, l.mailbox, m.UID) {
+		if _, own := l.told[m.UID]; m.UID >= l.mark && there[m.Ref] && !own && !c.told.has(l.account, l.mailbox, m.UID) {
 			uids = append(uids, m.UID)
 		}
 	}

@@ -170,7 +170,7 @@ func (c *Cache) arrived(account string, sn *row.Snapshot, mark uint32, ref row.R
 // of two equal ones none counts for both.
 type told struct {
 	mu   sync.Mutex
-	list [1024]toldUIDs
+	list [8192]toldUIDs
 	n    int
 }
 

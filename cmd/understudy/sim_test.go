@@ -462,7 +462,7 @@ func (w *world) faults() (boxDied bool) {
 		time.Sleep(200 * time.Millisecond)
 		all := []string{"kill", "kill", "restart", "freeze", "blip", "cut", "planned", "box", "late", "some", "twice"}
 		kind := int(w.some(time.Duration(len(all))))
-		for only := os.Getenv("UNDERSTUDY_FAULT"); only != "" && all[kind] != only; {
+		for only := os.Getenv("UNDERSTUDY_FAULT"); slices.Contains(all, only) && all[kind] != only; {
 			kind = int(w.some(time.Duration(len(all))))
 		}
 		w.plan = append(w.plan, all[kind])

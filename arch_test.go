@@ -49,6 +49,7 @@ var allowed = map[string][]string{
 	"lab/load":              {"lab/check", "replica/imapc", "snoop/smtpwire"},
 	"lab/site":              {"console/api", "replica/imapc", "replica/row"},
 	"lab":                   {"*"},
+	"cmd/box":               {"*"},
 	"cmd/understudy":        {"*"},
 }
 

@@ -235,7 +235,7 @@ func (s *imapSession) renumber(c *imapsession.Cmd, line []byte) ([]byte, error) 
 	default:
 		return nil, nil
 	}
-	if imapwire.Verb(line) != c.Verb {
+	if imapwire.ParseHead(line).ByUID {
 		return nil, nil // by UID by now
 	}
 	head := len(c.Tag) + 1 + len(c.Verb) + 1

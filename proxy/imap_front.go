@@ -100,8 +100,9 @@ func (f *front) step(ctx context.Context) (func(context.Context), error) {
 	if err != nil {
 		return nil, err
 	}
-	tag, verb := imapwire.Tag([]byte(line)), imapwire.Verb([]byte(line))
-	if !tagOK(tag) || verb == "" || strings.ContainsFunc(line, func(r rune) bool { return r < 0x20 && r != '\t' || r == 0x7f }) {
+	head := imapwire.ParseHead([]byte(line))
+	tag, verb := head.Tag, head.Name()
+	if !head.Valid() || strings.ContainsFunc(line, func(r rune) bool { return r < 0x20 && r != '\t' || r == 0x7f }) {
 		return nil, f.invalid("* BAD Error in IMAP command")
 	}
 	switch verb {
@@ -125,12 +126,6 @@ func (f *front) step(ctx context.Context) (func(context.Context), error) {
 		return nil, f.invalid(tag + " BAD Unknown command, or not before login")
 	}
 	return nil, nil
-}
-
-func tagOK(t string) bool {
-	return t != "" && len(t) <= 64 && !strings.ContainsFunc(t, func(r rune) bool {
-		return r <= 0x20 || r >= 0x7f || strings.ContainsRune(`(){%*"\+`, r)
-	})
 }
 
 // invalid answers, and ends the session at the third time.

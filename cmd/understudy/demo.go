@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/term"
 
+	"understudy/cmd/box"
 	"understudy/console/config"
 	"understudy/failover"
 	"understudy/lab/load"
@@ -30,7 +31,7 @@ type demonstration struct {
 	dir    string
 	site   demoSite
 	server *exec.Cmd
-	app    *app
+	box    *box.Box
 	imap   string // addresses of the Understudy
 	smtp   string
 	ledger load.Ledger
@@ -154,14 +155,14 @@ func (d *demonstration) setUp(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		for _, box := range []string{"Sent", "Archive", "Archive/2025", "Projekte &APw-ber"} {
-			if _, err := c.Do("CREATE "+c.Name(box), nil); err != nil {
+		for _, name := range []string{"Sent", "Archive", "Archive/2025", "Projekte &APw-ber"} {
+			if _, err := c.Do("CREATE "+c.Name(name), nil); err != nil {
 				return err
 			}
 		}
 		for i := range 80 {
-			box := []string{"INBOX", "INBOX", "Archive/2025", "Sent"}[i%4]
-			a := imapc.Appending{Mailbox: box, Body: sample(rng, i, u), Flags: []string{`\Seen`}, Date: time.Now().Add(-time.Duration(i) * time.Hour)}
+			name := []string{"INBOX", "INBOX", "Archive/2025", "Sent"}[i%4]
+			a := imapc.Appending{Mailbox: name, Body: sample(rng, i, u), Flags: []string{`\Seen`}, Date: time.Now().Add(-time.Duration(i) * time.Hour)}
 			if _, _, err := c.Append(a); err != nil {
 				return err
 			}
@@ -229,9 +230,9 @@ func (d *demonstration) until(ctx context.Context, limit time.Duration, what str
 		if time.Now().After(end) {
 			return fmt.Errorf("%w: %s: not within %s", errDemo, what, limit)
 		}
-		if d.live && d.app != nil {
-			st := d.app.keeper.State()
-			fmt.Fprintf(d.out, "\r          %-13s %6d good answers  %d held \x1b[K", st.Phase, d.ledger.Answers.Load(), d.app.store.HeldCount())
+		if d.live && d.box != nil {
+			st := d.box.State()
+			fmt.Fprintf(d.out, "\r          %-13s %6d good answers  %d held \x1b[K", st.Phase, d.ledger.Answers.Load(), d.box.Store().HeldCount())
 		}
 		select {
 		case <-time.After(5 * time.Millisecond):
@@ -239,14 +240,14 @@ func (d *demonstration) until(ctx context.Context, limit time.Duration, what str
 			return ctx.Err()
 		}
 	}
-	if d.live && d.app != nil {
+	if d.live && d.box != nil {
 		fmt.Fprint(d.out, "\r\x1b[K")
 	}
 	return nil
 }
 
 func (d *demonstration) phase(ctx context.Context, limit time.Duration, p failover.Phase) error {
-	return d.until(ctx, limit, string(p), func() bool { return d.app.keeper.State().Phase == p })
+	return d.until(ctx, limit, string(p), func() bool { return d.box.State().Phase == p })
 }
 
 func (d *demonstration) client(ctx context.Context, addr, user string) (*imapc.Conn, error) {
@@ -272,13 +273,13 @@ func (d *demonstration) protect(ctx context.Context) error {
 	cfg.Failover.Hold, cfg.Failover.Probe = config.Duration(300*time.Millisecond), config.Duration(200*time.Millisecond)
 	cfg.Failover.ReturnProbes = 3
 	var err error
-	if d.app, err = newApp(cfg, newLog("error", io.Discard), nil); err != nil {
+	if d.box, err = box.New(box.Options{Config: cfg, Log: newLog("error", io.Discard)}); err != nil {
 		return err
 	}
 	ended := make(chan error, 1)
 	go func() {
-		err := d.app.run(ctx, func(map[string]string) {})
-		ended <- errors.Join(err, d.app.Close())
+		err := d.box.Run(ctx)
+		ended <- errors.Join(err, d.box.Close())
 	}()
 	begin := time.Now()
 	if err := d.phase(ctx, 30*time.Second, failover.Protecting); err != nil {
@@ -289,7 +290,7 @@ func (d *demonstration) protect(ctx context.Context) error {
 			return err
 		}
 	}
-	n, bytes := d.app.store.Blobs.Stats()
+	n, bytes := d.box.Store().Blobs.Stats()
 	d.note("first copy", "%d messages, %d KiB stored, %s", n, bytes>>10, time.Since(begin).Round(time.Millisecond))
 	return nil
 }
@@ -353,10 +354,10 @@ func (d *demonstration) comeBack(ctx context.Context) error {
 	if err := d.phase(ctx, 20*time.Second, failover.Returning); err != nil {
 		return err
 	}
-	d.app.keeper.Tell(failover.Happened{Event: failover.Handback, Detail: "by the demonstration"})
+	d.box.Tell(failover.Happened{Event: failover.Handback, Detail: "by the demonstration"})
 	var blocked time.Time
 	err := d.until(ctx, 60*time.Second, "hand-back", func() bool {
-		p := d.app.keeper.State().Phase
+		p := d.box.State().Phase
 		if p == failover.HandingBack && blocked.IsZero() {
 			blocked = time.Now()
 		}
@@ -365,7 +366,7 @@ func (d *demonstration) comeBack(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r := d.app.actor.copier.Report()
+	r := d.box.CopyBack()
 	d.note("copy-back", "%d appended, %d deleted, %d flags set, %d late doubles dropped", r.Appended, r.Deleted, r.Flagged, r.Dropped)
 	d.note("accounts were blocked for hand-back, all together", "%s", time.Since(blocked).Round(time.Millisecond))
 	d.note("production back to production answering", "%s", time.Since(begin).Round(time.Millisecond))
@@ -411,7 +412,7 @@ func (d *demonstration) judge(ctx context.Context) error {
 	if !v.OK() || old != 400 || !same || v.Confirmed == 0 {
 		return fmt.Errorf("%w: %s", errDemo, v)
 	}
-	for _, a := range d.app.store.Accounts() {
+	for _, a := range d.box.Store().Accounts() {
 		if a.Home != row.Production {
 			return fmt.Errorf("%w: %s was not handed back", errDemo, a.Name)
 		}

@@ -14,9 +14,9 @@ import (
 	"syscall"
 	"time"
 
+	"understudy/cmd/box"
 	"understudy/console/config"
 	"understudy/failover/imapd"
-	"understudy/proxy"
 	"understudy/proxy/inline"
 )
 
@@ -103,12 +103,12 @@ func (x *examination) wire(ctx context.Context, cfg config.Config) {
 	if cfg.Network.Mode == "proxy" {
 		return
 	}
-	s, err := wireSite(cfg)
+	s, err := box.WireSite(cfg)
 	if err != nil {
 		x.add("error", "network", "see [network] in `understudy config describe`", "%v", err)
 		return
 	}
-	if _, err := inline.Remember(wireMemory(cfg), &s); err != nil {
+	if _, err := inline.Remember(box.WireMemory(cfg), &s); err != nil {
 		x.add("error", "network", "", "%v", err)
 	}
 	for _, f := range inline.Examine(ctx, s) {
@@ -181,11 +181,7 @@ func (x *examination) certificates(cfg config.Config) {
 		x.add("warning", "certificate", "add a [[certificate]] with the files that production uses", "no certificate: clients get no TLS")
 		return
 	}
-	var pairs []proxy.Pair
-	for _, c := range cfg.Certificates {
-		pairs = append(pairs, proxy.Pair(c))
-	}
-	certs, err := proxy.LoadCertificates(pairs, slog.New(slog.DiscardHandler))
+	certs, err := box.Certificates(cfg, slog.New(slog.DiscardHandler))
 	if err != nil {
 		x.add("error", "certificate", "name readable PEM files that belong together", "%v", err)
 		return
@@ -204,19 +200,18 @@ func (x *examination) certificates(cfg config.Config) {
 }
 
 func (x *examination) production(ctx context.Context, cfg config.Config, account string) {
-	a := &app{cfg: cfg, names: names{cfg.Master.Separator, !cfg.Accounts.ExactCase}}
-	var err error
-	if a.master, err = masterPassword(cfg.Master); err != nil {
+	p, err := box.NewProduction(cfg, slog.New(slog.DiscardHandler), nil)
+	switch {
+	case errors.Is(err, box.ErrMaster):
 		x.add("error", "master", "write the file, readable for the service only", "%v", err)
 		return
-	}
-	if a.target, err = target(cfg.Production); err != nil {
+	case err != nil:
 		x.add("error", "production", "", "%v", err)
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	c, err := a.dialIMAP(ctx)
+	c, err := p.DialIMAP(ctx)
 	if err != nil {
 		x.add("error", "IMAP", "is production.imap right, and imap_security?", "%v", err)
 		return
@@ -224,25 +219,25 @@ func (x *examination) production(ctx context.Context, cfg config.Config, account
 	c.Logout()
 	x.add("ok", "IMAP", "", "production answers at %s", cfg.Production.IMAP)
 	if cfg.Production.SMTP != "" {
-		if err := probeSMTP(ctx, a.target.SMTP); err != nil {
+		if err := p.ProbeSMTP(ctx); err != nil {
 			x.add("error", "SMTP", "is production.smtp right?", "%v", err)
 		} else {
 			x.add("ok", "SMTP", "", "production answers at %s", cfg.Production.SMTP)
 		}
 	}
 	if account == "" {
-		list, _ := (&app{cfg: cfg, log: slog.New(slog.DiscardHandler)}).listAccounts(ctx)
+		list, _ := p.Accounts(ctx)
 		if len(list) == 0 {
 			x.add("warning", "master", "name an account with --account", "the master login was not tried: no account is known")
 			return
 		}
 		account = list[0]
 	}
-	x.asMaster(ctx, a, account)
+	x.asMaster(ctx, cfg, p, account)
 }
 
-func (x *examination) asMaster(ctx context.Context, a *app, account string) {
-	c, err := a.dialMaster(ctx, account)
+func (x *examination) asMaster(ctx context.Context, cfg config.Config, p *box.Production, account string) {
+	c, err := p.DialMaster(ctx, account)
 	if err != nil {
 		x.add("error", "master", "check the [master] table; Dovecot needs a master passdb, and either auth_master_user_separator or SASL authorization", "%v", err)
 		return
@@ -268,13 +263,13 @@ func (x *examination) asMaster(ctx context.Context, a *app, account string) {
 				"UIDPLUS": "copy-back is not possible", "CONDSTORE": "every sweep reads all flags"}[need])
 		}
 	}
-	x.clock(ctx, a)
+	x.clock(cfg)
 }
 
 // clock compares with production's idea of the time, by the Date of nothing
 // better than its host: only a name that does not resolve is told here.
-func (x *examination) clock(_ context.Context, a *app) {
-	host, _, _ := net.SplitHostPort(a.target.IMAP.Addr)
+func (x *examination) clock(cfg config.Config) {
+	host, _, _ := net.SplitHostPort(cfg.Production.IMAP)
 	if _, err := net.LookupHost(host); err != nil {
 		x.add("error", "production", "use an address, or a name that resolves without production", "%v", err)
 	}

@@ -44,15 +44,15 @@ func TestT28_FlagLeftByACutCopyBack(t *testing.T) {
 		do(prod, `UID STORE 2 +FLAGS (\Flagged)`)
 		w.startBox()
 		w.wait(failover.Protecting)
-		w.box.app.keeper.Tell(failover.Happened{Event: failover.Takeover})
+		w.box.app.Tell(failover.Happened{Event: failover.Takeover})
 		w.wait(failover.Serving)
-		sn, err := w.box.app.store.Snapshot(user, "INBOX")
+		sn, err := w.box.app.Store().Snapshot(user, "INBOX")
 		if err != nil {
 			t.Fatal(err)
 		}
 		do(prod, `UID STORE 1 +FLAGS (\Flagged)`)
 		for uid := uint32(1); uid <= 2; uid++ {
-			if err := w.box.app.store.NoteDoubt(context.Background(), user, row.Doubt{Box: sn.ID, UIDs: []uint32{uid}, Flag: `\Flagged`}); err != nil {
+			if err := w.box.app.Store().NoteDoubt(context.Background(), user, row.Doubt{Box: sn.ID, UIDs: []uint32{uid}, Flag: `\Flagged`}); err != nil {
 				t.Error(err)
 			}
 		}
@@ -144,7 +144,7 @@ func TestN18_OwedAndLate(t *testing.T) {
 		w.tell(failover.Happened{Event: failover.Takeover})
 		w.wait(failover.Serving)
 		msg := []byte("Message-ID: <owed@other.test>\r\n\r\nhello\r\n")
-		store := w.box.app.store
+		store := w.box.app.Store()
 		ref, err := store.PutMessage(msg)
 		if err != nil {
 			t.Fatal(err)

@@ -1,5 +1,6 @@
 // Command understudy is the one binary: the appliance itself (serve), its
-// commands, and a demonstration.
+// commands, and a demonstration. Each verb is a file; what it does to a running
+// appliance it does over the control socket (ctl.go).
 package main
 
 import (
@@ -13,9 +14,6 @@ import (
 	"os/signal"
 	"sort"
 	"syscall"
-
-	"understudy/console/config"
-	"understudy/failover"
 )
 
 // env is what a command works with.
@@ -147,126 +145,8 @@ func (e env) verbs(fs *flag.FlagSet) ([]string, error) {
 	}
 }
 
-const defaultConfig = "/etc/understudy.toml"
-
-func configFlag(fs *flag.FlagSet) *string {
-	return fs.String("config", defaultConfig, "settings file")
-}
-
-func readConfig(path string) (config.Config, error) {
-	b, err := os.ReadFile(path)
-	if errors.Is(err, os.ErrNotExist) {
-		return config.Config{}, fmt.Errorf("no settings at %s: write one (`understudy config describe` prints the reference), or name another with --config", path)
-	}
-	if err != nil {
-		return config.Config{}, fmt.Errorf("settings: %w", err)
-	}
-	c, err := config.Parse(b)
-	if err != nil {
-		return c, fmt.Errorf("settings %s: %w", path, err)
-	}
-	return c, nil
-}
-
 func newLog(level string, w io.Writer) *slog.Logger {
 	var l slog.Level
 	_ = l.UnmarshalText([]byte(level)) // checked with the settings
 	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: l}))
-}
-
-func serve(e env) error {
-	fs := e.flags("serve", "")
-	path := configFlag(fs)
-	if err := e.parse(fs, 0); err != nil {
-		return err
-	}
-	cfg, err := readConfig(*path)
-	if err != nil {
-		return err
-	}
-	if err := raiseFiles(); err != nil {
-		return err
-	}
-	log := newLog(cfg.LogLevel, e.errOut)
-	if have, need, err := fileLimit(cfg.Listen.MaxSessions); err == nil && have < need {
-		cfg.Listen.MaxSessions = sessionsWithin(have)
-		log.Warn("fewer open files are allowed than listen.max_sessions may need, so fewer sessions are taken; raise LimitNOFILE of the unit",
-			"allowed", have, "needed", need, "sessions", cfg.Listen.MaxSessions)
-	}
-	a, err := newApp(cfg, log, nil)
-	if err != nil {
-		return err
-	}
-	err = a.run(e.ctx, func(addrs map[string]string) {
-		for name, addr := range addrs {
-			log.Info("listening", "for", name, "addr", addr)
-		}
-		log.Info("ready", "phase", a.keeper.State().Phase)
-	})
-	return errors.Join(err, a.Close())
-}
-
-// fileLimit is how many files may be open, and how many all sessions may need.
-func fileLimit(sessions int) (have, need uint64, err error) {
-	var r syscall.Rlimit
-	err = syscall.Getrlimit(syscall.RLIMIT_NOFILE, &r)
-	return r.Max, uint64(2*sessions) + ownFiles, err
-}
-
-// ownFiles is what is kept for everything but sessions: for the probes, too.
-const ownFiles = 1000
-
-// sessionsWithin is how many sessions can be had with a number of files.
-func sessionsWithin(files uint64) int { return int(files-min(ownFiles, files/4)) / 2 }
-
-// raiseFiles lifts the limit of open files to what is allowed: every session
-// needs two.
-func raiseFiles() error {
-	var r syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &r); err != nil {
-		return fmt.Errorf("limit of open files: %w", err)
-	}
-	r.Cur = r.Max
-	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &r); err != nil {
-		return fmt.Errorf("limit of open files: %w", err)
-	}
-	return nil
-}
-
-func configCmd(e env) error {
-	fs := e.flags("config", "describe|check")
-	path := configFlag(fs)
-	if len(e.args) == 0 {
-		return fmt.Errorf("%w: say describe or check", errUsage)
-	}
-	what := e.args[0]
-	if what == "-h" || what == "--help" {
-		fs.Usage()
-		return nil
-	}
-	e.args = e.args[1:]
-	if err := e.parse(fs, 0); err != nil {
-		return err
-	}
-	switch what {
-	case "describe":
-		fmt.Fprint(e.out, config.Describe())
-		return nil
-	case "check":
-		if _, err := readConfig(*path); err != nil {
-			return err
-		}
-		fmt.Fprintf(e.out, "%s is fine\n", *path)
-		return nil
-	}
-	return fmt.Errorf("%w: %q is neither describe nor check", errUsage, what)
-}
-
-func diagram(e env) error {
-	fs := e.flags("diagram", "")
-	if err := e.parse(fs, 0); err != nil {
-		return err
-	}
-	fmt.Fprint(e.out, failover.Diagram())
-	return nil
 }

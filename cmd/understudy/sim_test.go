@@ -24,6 +24,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"understudy/cmd/box"
 	"understudy/console/config"
 	"understudy/failover"
 	"understudy/failover/imapd"
@@ -65,7 +66,7 @@ func (w *world) pace() time.Duration {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.box != nil && !time.Now().Before(w.lively) {
-		switch w.box.app.keeper.State().Phase {
+		switch w.box.app.State().Phase {
 		case failover.Protecting, failover.Serving:
 			return 300 * time.Millisecond
 		}
@@ -100,7 +101,7 @@ type simServer struct {
 
 // simBox is the Understudy.
 type simBox struct {
-	app    *app
+	app    *box.Box
 	ctx    context.Context
 	cancel context.CancelFunc
 	g      errgroup.Group
@@ -340,7 +341,7 @@ func (w *world) toBox(_ context.Context, addr string) (net.Conn, error) {
 	}
 	near, far := net.Pipe()
 	b.g.Go(func() error {
-		b.app.proxy.ServeConn(b.ctx, far, kind)
+		b.app.Proxy().ServeConn(b.ctx, far, kind)
 		return nil
 	})
 	return near, nil
@@ -361,14 +362,14 @@ func (w *world) startBox() {
 	if w.silent > 0 {
 		c.Failover.HoldSilent = config.Duration(w.silent)
 	}
-	a, err := newApp(c, w.log, w.toProduction)
+	a, err := box.New(box.Options{Config: c, Log: w.log, Dial: w.toProduction, NoListeners: true,
+		Spool: func(sp row.Spool) row.Spool { return slowSpool{sp, w} }})
 	if err != nil {
 		panic(err)
 	}
-	a.slow = func(sp row.Spool) row.Spool { return slowSpool{sp, w} }
 	b := &simBox{app: a}
 	b.ctx, b.cancel = context.WithCancel(context.Background())
-	a.work(b.ctx, &b.g)
+	b.g.Go(func() error { return a.Run(b.ctx) })
 	w.mu.Lock()
 	w.box = b
 	w.mu.Unlock()
@@ -400,7 +401,7 @@ func (w *world) stopBox() {
 func (w *world) state() failover.State {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.box.app.keeper.State()
+	return w.box.app.State()
 }
 
 func (w *world) phase() failover.Phase { return w.state().Phase }
@@ -409,7 +410,7 @@ func (w *world) tell(h failover.Happened) {
 	w.mu.Lock()
 	b := w.box
 	w.mu.Unlock()
-	b.app.keeper.Tell(h)
+	b.app.Tell(h)
 }
 
 // wait waits for a phase, for a minute of virtual time. What was handed back in
@@ -607,14 +608,14 @@ func simulate(t *testing.T, seed uint64, sabotage func(net.Conn) net.Conn) (faul
 	stop()
 	clients.Wait()
 	for range 1200 { // what is owed is given again
-		if w.box.app.store.HeldCount() == 0 {
+		if w.box.app.Store().HeldCount() == 0 {
 			break
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
 	stores := map[string]map[string]load.Found{}
 	for _, u := range w.users {
-		if err := w.box.app.mirror.SyncAll(context.Background(), "sweep", []string{u}); err != nil {
+		if err := w.box.app.Sync(context.Background(), []string{u}); err != nil {
 			faults = append(faults, err.Error())
 		}
 		found, differ := w.look(u)
@@ -701,10 +702,10 @@ func TestB5_LongSilence(t *testing.T) {
 		w.freeze(true)
 		say("Message-ID: <late@other.test>\r\n\r\nhello\r\n.\r\n", 250)
 		time.Sleep(10 * time.Second)
-		if p, n := w.phase(), w.box.app.store.HeldCount(); p != failover.Serving || n > 0 {
+		if p, n := w.phase(), w.box.app.Store().HeldCount(); p != failover.Serving || n > 0 {
 			t.Errorf("%s, and %d accepted messages are in no mailbox", p, n)
 		}
-		if sn, err := w.box.app.store.Snapshot("anna@sim.test", "INBOX"); err != nil || len(sn.Rows) != 1 {
+		if sn, err := w.box.app.Store().Snapshot("anna@sim.test", "INBOX"); err != nil || len(sn.Rows) != 1 {
 			t.Errorf("the mailbox: %+v, %v", sn, err)
 		}
 		_ = conn.Close()

@@ -182,8 +182,9 @@ func (s *session) read() (*command, error) {
 			return nil, err
 		}
 		if text == nil {
-			c.tag, c.verb = imapwire.Tag(line), imapwire.Verb(line)
-			if !validTag(c.tag) || c.verb == "" {
+			head := imapwire.ParseHead(line)
+			c.tag, c.verb = head.Tag, head.Name()
+			if !head.Valid() {
 				s.line("* BAD Error in IMAP command: no tag or no command")
 				return nil, nil
 			}
@@ -278,12 +279,6 @@ func (s *session) literal(c *command, text []byte, lit imapwire.Literal) (b []by
 	}
 	s.sc.Took(lit.Size)
 	return b, false, err
-}
-
-func validTag(t string) bool {
-	return t != "" && len(t) <= 256 && !strings.ContainsFunc(t, func(r rune) bool {
-		return r <= 0x20 || r >= 0x7f || strings.ContainsRune(`(){%*"\+`, r)
-	})
 }
 
 // line writes one line; errors show at the next flush.

@@ -160,7 +160,8 @@ func (s *Session) Client(p []byte) {
 }
 
 func (s *Session) command(line []byte) {
-	c := command{tag: imapwire.Tag(line), verb: imapwire.Verb(line)}
+	head := imapwire.ParseHead(line)
+	c := command{tag: head.Tag, verb: head.Name()}
 	if c.verb == "SELECT" || c.verb == "EXAMINE" {
 		r := imapwire.NewReader(line[len(c.tag)+1+len(c.verb)+1:])
 		c.box = r.Mailbox()

@@ -171,12 +171,12 @@ func (t *Tracker) Again(c *Cmd) Again {
 	a := Again{}
 	dst, last := &a.Before, 0
 	for i, m := range c.marks {
-		*dst = append(*dst, c.Text[last:m.at]...)
-		last = m.at
-		if m.sync && (i+1 < len(c.marks) || c.Continued || c.complete) {
+		*dst = append(*dst, c.Text[last:m.At]...)
+		last = m.At
+		if !m.NonSync && (i+1 < len(c.marks) || c.Continued || c.complete) {
 			*dst = nonSync(*dst)
 		}
-		if m.message {
+		if m.Message {
 			a.Message, dst = true, &a.After
 		}
 	}

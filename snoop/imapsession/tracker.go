@@ -21,14 +21,12 @@ import (
 // Limits of one session.
 const (
 	MaxOutstanding = 1000
-	MaxText        = 64 << 10 // text kept of one command, literals included
-	maxNumbers     = 1 << 20  // numbers of one set
+	maxNumbers     = 1 << 20 // numbers of one set
 )
 
 // Errors of the client's side, after which the session must end.
 var (
 	ErrTooMany = errors.New("too many commands without an answer")
-	ErrTooLong = errors.New("command too long")
 )
 
 // Cmd is a command of the client, from its first line to its tagged answer.
@@ -36,7 +34,6 @@ type Cmd struct {
 	Tag, Verb string
 	Text      []byte // without the message of an APPEND
 	Message   bool   // APPEND: the last literal announced is the message
-	Size      int64  // of that message
 	Extra     bool   // APPEND: more follows the first message (MULTIAPPEND)
 	Mailbox   string // selected when the command was seen, or APPEND's target
 
@@ -56,16 +53,10 @@ type Cmd struct {
 	Reopened  int    // how often its answer was not passed on
 	Lost      int    // upstreams that were lost while they were at it
 
-	marks    []mark
+	said     imapwire.Command
+	marks    []imapwire.Announced
 	complete bool // all of it was received
 	answered bool // before it was complete
-}
-
-// mark is a literal's announcement in the text of a command.
-type mark struct {
-	at      int // offset in Text behind its line
-	sync    bool
-	message bool
 }
 
 // Args returns a Reader behind tag and verb.
@@ -140,8 +131,9 @@ func (t *Tracker) Client(p imapwire.Piece, b []byte) (c *Cmd, done bool, err err
 		if bytes.ContainsRune(bytes.TrimSuffix(b, []byte("\r\n")), '\r') || bytes.IndexByte(b, 0) >= 0 {
 			t.doubt("control character in a command")
 		}
-		t.cur = &Cmd{Tag: imapwire.Tag(b), Verb: imapwire.Verb(b)}
-		if t.cur.Verb == "" || bytes.ContainsAny(b[:len(t.cur.Tag)], "(){%*\"\\+") || len(t.cur.Tag) == 0 {
+		head := imapwire.ParseHead(b)
+		t.cur = &Cmd{Tag: head.Tag, Verb: head.Name()}
+		if !head.Valid() {
 			t.doubt("line that is no command") // its answer has no tag
 		}
 		t.pending = append(t.pending, t.cur)
@@ -150,34 +142,12 @@ func (t *Tracker) Client(p imapwire.Piece, b []byte) (c *Cmd, done bool, err err
 	if c == nil {
 		return nil, false, imapwire.ErrSyntax
 	}
-	switch p.Kind {
-	case imapwire.Line:
-		if c.Message && len(imapwire.TrimEOL(b)) > 0 {
-			c.Extra = true
-		}
-		if !c.Extra {
-			c.Text = append(c.Text, b...)
-		}
-		if p.Lit.Present {
-			m := mark{at: len(c.Text), sync: !p.Lit.NonSync}
-			c.Continued = false
-			if c.Verb == "APPEND" && appendsMessage(c.Text) {
-				c.Extra = c.Extra || c.Message
-				c.Message, c.Size, m.message = true, p.Lit.Size, true
-			} else if p.Lit.Size > imapwire.MaxLiteral {
-				return nil, false, ErrTooLong
-			}
-			if !c.Extra {
-				c.marks = append(c.marks, m)
-			}
-		}
-	case imapwire.Body:
-		if !c.Message {
-			c.Text = append(c.Text, b...)
-		}
+	if err := c.said.Receive(p, b); err != nil {
+		return nil, false, err
 	}
-	if len(c.Text) > MaxText+imapwire.MaxLiteral {
-		return nil, false, ErrTooLong
+	c.Text, c.Message, c.Extra, c.marks = c.said.Text, c.said.Message, c.said.Extra, c.said.Literals
+	if p.Kind == imapwire.Line && p.Lit.Present {
+		c.Continued = false
 	}
 	if p.Kind == imapwire.Line && p.Last {
 		t.cur, c.complete = nil, true
@@ -185,14 +155,6 @@ func (t *Tracker) Client(p imapwire.Piece, b []byte) (c *Cmd, done bool, err err
 		return c, true, nil
 	}
 	return c, false, nil
-}
-
-// appendsMessage reports whether the literal at the end of an APPEND's text is
-// the message and not the mailbox's name.
-func appendsMessage(text []byte) bool {
-	i := bytes.LastIndexByte(text, '{')
-	f := bytes.Fields(text[:i])
-	return len(f) > 2 && !bytes.Equal(f[len(f)-1], []byte("APPEND"))
 }
 
 // resolve finds the UIDs that a complete command is about.

@@ -1,7 +1,7 @@
 // Package imapwire is the only IMAP grammar in the tree: it splits byte
-// streams into units without changing or copying them (Scanner), reads the
-// arguments of a complete command or response (Reader), and writes tokens
-// back (Quote, AString, FormatFlags …).
+// streams into units without changing or copying them (Scanner), reads each
+// command of a client once into a value (Command) and the tokens of anything
+// else (Reader), and writes tokens back (AString, FormatFlags …).
 //
 // Implementation notes. Framing follows what Dovecot does (RFC 9051 section
 // 2.2 where they agree). A line ends with LF, the CR before it is optional; a
@@ -114,7 +114,7 @@ func (s *Scanner) Next(b []byte) (Piece, error) {
 	s.inLine = false
 	if !s.noLit {
 		lit := ParseMarker(line)
-		if lit.Present && s.Side == Client && p.First && !TakesLiteral(Verb(line)) {
+		if lit.Present && s.Side == Client && p.First && !ParseHead(line).Verb.TakesLiteral() {
 			if lit.NonSync {
 				return Piece{}, ErrMarker
 			}
@@ -214,54 +214,11 @@ func isStatus(line []byte) bool {
 	if !ok {
 		return true
 	}
-	switch w := upperWord(rest); w {
-	case "OK", "NO", "BAD", "BYE", "PREAUTH", "CAPABILITY", "FLAGS", "SEARCH", "ENABLED":
-		return true
+	if i := bytes.IndexAny(rest, " \r\n"); i >= 0 {
+		rest = rest[:i]
 	}
-	return false
-}
-
-func upperWord(b []byte) string {
-	n := 0
-	for n < len(b) && b[n] != ' ' && b[n] != '\r' && b[n] != '\n' {
-		n++
-	}
-	if n > 32 {
-		return ""
-	}
-	return string(bytes.ToUpper(b[:n]))
-}
-
-// Tag returns the first word of a line.
-func Tag(line []byte) string {
-	b := TrimEOL(line)
-	if i := bytes.IndexByte(b, ' '); i >= 0 {
-		b = b[:i]
-	}
-	return string(b)
-}
-
-// Verb returns the command of a client line, in upper case: its second word,
-// with the third after UID ("UID STORE").
-func Verb(line []byte) string {
-	_, rest, _ := bytes.Cut(TrimEOL(line), []byte{' '})
-	v := upperWord(rest)
-	if v == "UID" {
-		_, rest, _ = bytes.Cut(rest, []byte{' '})
-		return "UID " + upperWord(rest)
-	}
-	return v
-}
-
-// TakesLiteral reports whether the arguments of a command may be literals. On
-// any other command a server does not consume them.
-func TakesLiteral(verb string) bool {
-	switch verb {
-	case "APPEND", "CREATE", "DELETE", "RENAME", "SUBSCRIBE", "UNSUBSCRIBE", "SELECT", "EXAMINE",
-		"LIST", "LSUB", "STATUS", "COPY", "MOVE", "UID COPY", "UID MOVE", "SEARCH", "UID SEARCH",
-		"FETCH", "UID FETCH", "ID", "SORT", "UID SORT", "THREAD", "UID THREAD", "LOGIN",
-		"GETQUOTAROOT", "GETQUOTA", "SETQUOTA", "GETMETADATA", "SETMETADATA", "GETACL", "SETACL",
-		"DELETEACL", "LISTRIGHTS", "MYRIGHTS":
+	switch verbOf(rest) {
+	case "OK", "NO", "BAD", "BYE", "PREAUTH", Capability, "FLAGS", Search, "ENABLED":
 		return true
 	}
 	return false

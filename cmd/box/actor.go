@@ -1,4 +1,4 @@
-package main
+package box
 
 import (
 	"context"
@@ -106,10 +106,6 @@ func (a *actor) deliver(ctx context.Context) error {
 // copyStreams is the number of accounts copied back at a time.
 const copyStreams = 4
 
-// twinsLive is how long production's copy of a message that the standby has
-// delivered may still come: mail servers give up after five days.
-const twinsLive = 6 * 24 * time.Hour
-
 // maxWatched is how many accounts are looked at to see whether production still
 // delivers mail by itself.
 const maxWatched = 50
@@ -180,26 +176,10 @@ func (a *actor) HandBack(ctx context.Context, only []string, block func(string) 
 }
 
 func (a *actor) Protect() { a.mirror.Pause(false) }
-func (a *actor) Rest()    { a.mirror.Pause(true) }
+
+func (a *actor) Rest() { a.mirror.Pause(true) }
 
 func (a *actor) OnProduction(account string) bool {
 	h, err := a.store.Home(account)
 	return err == nil && h == row.Production
-}
-
-// expireHeld forgets accepted messages that never showed up in a mailbox:
-// production filtered them, or sent them on.
-func (a *actor) expireHeld(ctx context.Context, now time.Time) error {
-	if err := a.store.ForgetTwins(ctx, func(w row.Twin) bool { return now.Sub(w.Delivered) > twinsLive }); err != nil {
-		return err
-	}
-	for _, h := range a.store.HeldAll() {
-		if h.Owed || h.Standby || now.Sub(h.Arrived) < a.holdFor {
-			continue
-		}
-		if err := a.store.Forget(ctx, h.ID); err != nil {
-			return err
-		}
-	}
-	return nil
 }

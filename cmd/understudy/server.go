@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"understudy/cmd/box"
 	"understudy/failover/imapd"
 	"understudy/failover/smtpd"
 	"understudy/proxy"
@@ -126,7 +127,7 @@ func (p *primary) ServeIMAP(ctx context.Context, conn net.Conn, account string, 
 }
 
 func (p *primary) NewSMTP(ctx context.Context, c proxy.Client) proxy.SMTPUpstream {
-	return smtpUpstream{p.smtp.Session(ctx, c.Addr.String(), c.Submission)}
+	return box.SMTPUpstream{Session: p.smtp.Session(ctx, c.Addr.String(), c.Submission)}
 }
 
 func (p *primary) NewSpool() row.Spool { return p.store.Blobs.Spool() }

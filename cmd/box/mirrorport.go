@@ -1,8 +1,9 @@
-package main
+package box
 
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"net"
 	"net/netip"
 	"slices"
@@ -11,8 +12,10 @@ import (
 
 	"understudy/console/api"
 	"understudy/failover"
+	"understudy/failover/keeper"
 	"understudy/proxy"
 	"understudy/proxy/inline"
+	"understudy/replica/mirror"
 	"understudy/replica/row"
 	"understudy/snoop/capture"
 	"understudy/snoop/imapsession"
@@ -21,40 +24,42 @@ import (
 
 // mirrorPort feeds what passes a switch's mirror port to the transaction cache.
 type mirrorPort struct {
-	a   *app
-	tap *capture.Tap
-	src *inline.Mirror
+	keeper *keeper.Keeper
+	mirror *mirror.Mirror
+	log    *slog.Logger
+	tap    *capture.Tap
+	src    *inline.Mirror
 
 	mu    sync.Mutex
 	sweep map[string]bool // accounts to be read; "" is all
 }
 
 // openTap opens the mirror port, if there is one.
-func (a *app) openTap(t tap) error {
-	if a.cfg.Network.Tap == "" {
+func (b *Box) openTap(t tap) error {
+	if b.opt.Config.Network.Tap == "" {
 		return nil
 	}
-	s, err := wireSite(a.cfg)
-	if err != nil && a.cfg.Network.Mode != "proxy" {
+	s, err := WireSite(b.opt.Config)
+	if err != nil && b.opt.Config.Network.Mode != "proxy" {
 		return err
 	}
-	m := &mirrorPort{a: a, sweep: map[string]bool{}}
-	o := capture.Options{Addrs: s.Addrs, Ports: map[uint16]capture.Kind{}, Log: a.log,
-		NewSpool: a.newSpool, Hint: a.mirror.Hint, Sweep: m.order,
+	m := &mirrorPort{keeper: b.keeper, mirror: b.mirror, log: b.opt.Log, sweep: map[string]bool{}}
+	o := capture.Options{Addrs: s.Addrs, Ports: map[uint16]capture.Kind{}, Log: b.opt.Log,
+		NewSpool: b.newSpool, Hint: b.mirror.Hint, Sweep: m.order,
 		LoggedIn: func(ctx context.Context, l capture.Login) (string, error) {
 			return t.LoggedIn(ctx, proxy.Login{User: l.User, AuthUser: l.AuthUser, Password: l.Password})
 		},
 		Settle: func(ctx context.Context, account string, c *imapsession.Cmd, ok imapwire.Response, sp row.Spool) error {
-			if !a.following() {
+			if !m.following() {
 				return nil
 			}
-			return a.cache.Settle(ctx, account, c, ok, sp)
+			return b.cache.Settle(ctx, account, c, ok, sp)
 		},
 		Accepted: func(ctx context.Context, e row.Envelope, sp row.Spool) error {
-			if !a.following() {
+			if !m.following() {
 				return nil
 			}
-			return a.cache.Overheard(ctx, e, sp)
+			return b.cache.Overheard(ctx, e, sp)
 		}}
 	kinds := map[string]capture.Kind{"imap": capture.IMAP, "smtp": capture.SMTP, "submission": capture.SMTP, "imaps": capture.TLS, "submissions": capture.TLS}
 	for _, p := range s.Ports {
@@ -64,8 +69,8 @@ func (a *app) openTap(t tap) error {
 		addr string
 		tls  bool
 		kind capture.Kind
-	}{{a.cfg.Production.IMAP, a.cfg.Production.IMAPSecurity == "tls", capture.IMAP}, {a.cfg.Production.SMTP, a.cfg.Production.SMTPSecurity == "tls", capture.SMTP},
-		{a.cfg.Production.Submission, a.cfg.Production.SubmissionSecurity == "tls", capture.SMTP}} {
+	}{{b.opt.Config.Production.IMAP, b.opt.Config.Production.IMAPSecurity == "tls", capture.IMAP}, {b.opt.Config.Production.SMTP, b.opt.Config.Production.SMTPSecurity == "tls", capture.SMTP},
+		{b.opt.Config.Production.Submission, b.opt.Config.Production.SubmissionSecurity == "tls", capture.SMTP}} {
 		ap, err := netip.ParseAddrPort(e.addr)
 		if err != nil {
 			continue
@@ -86,20 +91,20 @@ func (a *app) openTap(t tap) error {
 			o.Own = append(o.Own, p.Addr().Unmap())
 		}
 	}
-	if m.src, err = inline.OpenMirror(a.cfg.Network.Tap); err != nil {
+	if m.src, err = inline.OpenMirror(b.opt.Config.Network.Tap); err != nil {
 		return err
 	}
 	o.Source = m.src
 	if m.tap, err = capture.New(o); err != nil {
 		return errors.Join(err, m.src.Close())
 	}
-	a.mirrorPort = m
+	b.port = m
 	return nil
 }
 
 // following reports whether what production accepts is followed.
-func (a *app) following() bool {
-	p := a.keeper.State().Phase
+func (m *mirrorPort) following() bool {
+	p := m.keeper.State().Phase
 	return p == failover.Protecting || p == failover.Seeding
 }
 
@@ -130,14 +135,14 @@ func (m *mirrorPort) run(ctx context.Context) error {
 		}
 		clear(m.sweep)
 		m.mu.Unlock()
-		if len(accounts) == 0 || !m.a.following() {
+		if len(accounts) == 0 || !m.following() {
 			continue
 		}
 		if all {
 			accounts = nil
 		}
-		if err := m.a.mirror.SyncAll(ctx, "mirror-port", accounts); err != nil && ctx.Err() == nil {
-			m.a.log.Warn("read what the mirror port did not tell", "err", err)
+		if err := m.mirror.SyncAll(ctx, "mirror-port", accounts); err != nil && ctx.Err() == nil {
+			m.log.Warn("read what the mirror port did not tell", "err", err)
 		}
 	}
 }

@@ -1,0 +1,152 @@
+package box
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"understudy/console/api"
+	"understudy/failover"
+)
+
+// Takeover implements api.Service.
+func (v *service) Takeover(ctx context.Context, o api.Order) (api.Answer, error) {
+	st := v.keeper.State()
+	switch st.Phase {
+	case failover.Seeding, failover.Protecting, failover.Holding:
+	default:
+		return api.Answer{}, fmt.Errorf("a takeover makes no sense while %s", st.Phase)
+	}
+	if o.DryRun {
+		s, err := v.Status()
+		return api.Answer{Text: fmt.Sprintf("would take over %d accounts with %d messages; production is healthy: %v; replica complete: %v; learned logins: %d; held deliveries: %d",
+			s.Accounts, s.Messages, s.Health.OK, s.Seeded, s.Verifiers, s.Held)}, err
+	}
+	v.keeper.Tell(failover.Happened{Event: failover.Takeover, Detail: "by command"})
+	return v.await(ctx, o, "the standby answers", failover.Serving, failover.Returning)
+}
+
+// Handback implements api.Service.
+func (v *service) Handback(ctx context.Context, o api.Order) (api.Answer, error) {
+	st := v.keeper.State()
+	if st.Phase != failover.Serving && st.Phase != failover.Returning {
+		return api.Answer{}, fmt.Errorf("a hand-back makes no sense while %s", st.Phase)
+	}
+	h := v.verdicts.get()
+	if !h.OK {
+		return api.Answer{}, fmt.Errorf("production is not capable yet: %s", h.Cause)
+	}
+	only, err := v.handable(o.Accounts)
+	if err != nil {
+		return api.Answer{}, err
+	}
+	if o.DryRun {
+		return api.Answer{Text: fmt.Sprintf("would copy back %d accounts and hand them over", len(v.actor.ours(only)))}, nil
+	}
+	v.keeper.Tell(failover.Happened{Event: failover.Handback, Detail: "by command", Accounts: only})
+	if only == nil {
+		return v.await(ctx, o, "production answers", failover.Protecting)
+	}
+	ans, err := v.await(ctx, o, "production answers for these accounts", failover.Protecting, failover.Returning)
+	if err == nil && o.Wait && slices.ContainsFunc(only, func(n string) bool { return !v.actor.OnProduction(n) }) {
+		return ans, fmt.Errorf("the accounts could not be handed back: %s", v.keeper.State().Why)
+	}
+	return ans, err
+}
+
+// handable checks the accounts that are to be handed back; none are all.
+func (v *service) handable(names []string) (only []string, err error) {
+	for _, n := range names {
+		name, ok := v.store.Resolve(n)
+		if !ok {
+			return nil, fmt.Errorf("no account %s; see `understudy accounts`", n)
+		}
+		if v.actor.OnProduction(name) {
+			return nil, fmt.Errorf("production answers for %s already", name)
+		}
+		only = append(only, name)
+	}
+	return only, nil
+}
+
+// await waits, if wanted, until a phase is reached, or another end.
+func (v *service) await(ctx context.Context, o api.Order, text string, want ...failover.Phase) (api.Answer, error) {
+	if !o.Wait {
+		return api.Answer{Text: "ordered; see `understudy status`"}, nil
+	}
+	start := v.keeper.State()
+	moved := false
+	for {
+		st := v.keeper.State()
+		moved = moved || st.Phase != start.Phase
+		for _, p := range want {
+			if st.Phase == p && moved {
+				return api.Answer{Text: text + " (" + st.Why + ")"}, nil
+			}
+		}
+		if moved && (st.Phase == failover.Protecting || st.Phase == failover.Holding || st.Phase == start.Phase && st.Since != start.Since) {
+			return api.Answer{}, errors.New(st.Why)
+		}
+		select {
+		case <-time.After(20 * time.Millisecond):
+		case <-ctx.Done():
+			return api.Answer{}, ctx.Err()
+		}
+	}
+}
+
+// Sync implements api.Service.
+func (v *service) Sync(ctx context.Context, o api.Order) (api.Answer, error) {
+	if p := v.keeper.State().Phase; p != failover.Protecting && p != failover.Seeding {
+		return api.Answer{}, fmt.Errorf("no sync while %s", p)
+	}
+	start := time.Now()
+	if err := v.mirror.SyncAll(ctx, "ordered", o.Accounts); err != nil {
+		return api.Answer{}, err
+	}
+	return api.Answer{Text: fmt.Sprintf("synced in %s", time.Since(start).Round(time.Millisecond))}, nil
+}
+
+// Acknowledge implements api.Service.
+func (v *service) Acknowledge(context.Context, api.Order) (api.Answer, error) {
+	v.keeper.Tell(failover.Happened{Event: failover.Acknowledge})
+	return api.Answer{Text: "the last takeover is acknowledged"}, nil
+}
+
+// Scrub implements api.Service.
+func (v *service) Scrub(context.Context, api.Order) (api.Answer, error) {
+	var bad []string
+	n := v.store.Blobs.Scrub(func(sum string, err error) { bad = append(bad, fmt.Sprintf("%s: %v", sum, err)) })
+	if len(bad) > 0 {
+		return api.Answer{}, fmt.Errorf("%d of %d messages are damaged: %s", len(bad), n, strings.Join(bad, "; "))
+	}
+	return api.Answer{Text: fmt.Sprintf("%d messages read, none damaged", n)}, nil
+}
+
+// Bypass implements api.Service.
+func (v *service) Bypass(_ context.Context, o api.Order) (api.Answer, error) {
+	if v.wire == nil {
+		return api.Answer{}, errors.New("the box is not in the wire (network.mode): connections cannot go past it")
+	}
+	if err := v.wire.Arm(o.Off); err != nil {
+		return api.Answer{}, err
+	}
+	if o.Off {
+		return api.Answer{Text: "new connections come to the box again"}, nil
+	}
+	return api.Answer{Text: "new connections go straight to production; those that are open stay where they are"}, nil
+}
+
+// Gather implements api.Service.
+func (v *service) Gather(context.Context, api.Order) (api.Answer, error) {
+	if v.wire == nil {
+		return api.Answer{}, errors.New("the box is not in the wire (network.mode)")
+	}
+	if err := v.wire.Gather(); err != nil {
+		return api.Answer{}, err
+	}
+	return api.Answer{Text: "connections that run past the box are reset as they speak, for half a minute; their clients come back through it"}, nil
+}

@@ -1,0 +1,91 @@
+package box
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+
+	"understudy/failover/imapd"
+	"understudy/failover/smtpd"
+	"understudy/proxy"
+	"understudy/replica"
+	"understudy/replica/vault"
+	"understudy/snoop/smtpwire"
+)
+
+// standby serves IMAP and SMTP from the replica.
+type standby struct {
+	imap  *imapd.Server
+	smtp  *smtpd.Server
+	vault *vault.Vault
+	store *replica.Store
+	names names
+}
+
+// check verifies a password against the learned verifiers.
+func (s standby) check(login, password string) (string, error) {
+	account, err := s.vault.Check(s.names.key(login), password)
+	switch {
+	case errors.Is(err, vault.ErrWrong):
+		return "", proxy.ErrDenied
+	case err != nil:
+		return "", errors.Join(proxy.ErrUnavailable, err)
+	}
+	name, ok := s.store.Resolve(account)
+	if !ok {
+		return "", proxy.ErrUnavailable
+	}
+	return name, nil
+}
+
+func (s standby) Authenticate(_ context.Context, l proxy.Login) (string, error) {
+	if !s.names.own(l) {
+		return "", proxy.ErrUnavailable
+	}
+	return s.check(l.User, l.Password)
+}
+
+func (s standby) ServeIMAP(ctx context.Context, conn net.Conn, account string, caps []string) error {
+	return s.imap.ServeConn(ctx, conn, imapd.Session{User: account, Caps: caps})
+}
+
+func (s standby) NewSMTP(ctx context.Context, c proxy.Client) proxy.SMTPUpstream {
+	addr := ""
+	if c.Addr != nil {
+		addr = c.Addr.String()
+	}
+	return SMTPUpstream{s.smtp.Session(ctx, addr, c.Submission)}
+}
+
+// SMTPUpstream lets the standby's SMTP session stand where production's would.
+type SMTPUpstream struct{ Session *smtpd.Session }
+
+func (u SMTPUpstream) Greeting() (smtpwire.Reply, error) { return u.Session.Greeting(), nil }
+
+func (u SMTPUpstream) Hello(c proxy.Client) (smtpwire.Reply, error) {
+	return u.Session.Hello(c.Helo, c.ESMTP), nil
+}
+
+func (u SMTPUpstream) Auth(l proxy.Login) (smtpwire.Reply, error) {
+	if l.Token() || l.User != l.AuthUser {
+		return smtpwire.NewReply(454, "4.7.0 Temporary authentication failure"), nil
+	}
+	return u.Session.Auth(l.User, l.Password, proxy.ErrDenied), nil
+}
+
+func (u SMTPUpstream) Command(verb, line string) (smtpwire.Reply, error) {
+	return u.Session.Command(verb, line), nil
+}
+
+func (u SMTPUpstream) Data() (io.Writer, error) {
+	w, no := u.Session.Data()
+	if no != nil {
+		return nil, proxy.Refused(*no)
+	}
+	return w, nil
+}
+
+func (u SMTPUpstream) Finish() (smtpwire.Reply, error) { return u.Session.Finish(), nil }
+
+func (u SMTPUpstream) Close() {}

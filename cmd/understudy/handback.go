@@ -1,0 +1,5 @@
+package main
+
+func handback(e env) error {
+	return order(e, "handback", "[account …]", -1, true)
+}

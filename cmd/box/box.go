@@ -54,7 +54,7 @@ type Dialer func(ctx context.Context, c proxy.Client, addr string) (net.Conn, er
 type Box struct {
 	opt        Options
 	production *Production
-	store      *replica.Store
+	store      *replica.Replica
 	vault      *vault.Vault
 	mirror     *mirror.Mirror
 	cache      *snoop.Cache
@@ -104,7 +104,7 @@ func (b *Box) Tell(h failover.Happened) { b.keeper.Tell(h) }
 func (b *Box) Proxy() *proxy.Proxy { return b.proxy }
 
 // Store is the replica.
-func (b *Box) Store() *replica.Store { return b.store }
+func (b *Box) Store() *replica.Replica { return b.store }
 
 // Sync reads accounts from production now; none are all.
 func (b *Box) Sync(ctx context.Context, accounts []string) error {

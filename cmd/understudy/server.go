@@ -19,6 +19,7 @@ import (
 	"understudy/proxy"
 	"understudy/replica"
 	"understudy/replica/row"
+	"understudy/replica/store"
 	"understudy/snoop/imapsession"
 	"understudy/snoop/imapwire"
 )
@@ -85,12 +86,12 @@ func demoServer(e env) error {
 }
 
 // ensure makes a user's account with an INBOX.
-func (d demoSite) ensure(ctx context.Context, store *replica.Store, user string) error {
-	if _, err := store.EnsureAccount(ctx, user, row.Standby); err != nil {
+func (d demoSite) ensure(ctx context.Context, r *replica.Replica, user string) error {
+	if _, err := r.EnsureAccount(ctx, user, row.Standby); err != nil {
 		return err
 	}
-	err := store.Create(ctx, user, "INBOX", nil)
-	if errors.Is(err, replica.ErrExists) {
+	err := r.Create(ctx, user, "INBOX", nil)
+	if errors.Is(err, store.ErrExists) {
 		return nil
 	}
 	return err
@@ -99,7 +100,7 @@ func (d demoSite) ensure(ctx context.Context, store *replica.Store, user string)
 // primary serves everything itself: there is nothing behind it.
 type primary struct {
 	d     demoSite
-	store *replica.Store
+	store *replica.Replica
 	imap  *imapd.Server
 	smtp  *smtpd.Server
 }

@@ -16,7 +16,7 @@ import (
 )
 
 // pure packages know no socket, file, clock, goroutine or log.
-var pure = []string{"snoop/imapwire", "snoop/smtpwire", "snoop/imapsession", "replica/row", "failover", "console/config"}
+var pure = []string{"snoop/imapwire", "snoop/smtpwire", "snoop/imapsession", "replica/row", "proxy/seam", "failover", "console/config"}
 
 // allowed lists what each package may import of this module. The pure packages
 // of any house may be imported from anywhere above them.
@@ -36,7 +36,12 @@ var allowed = map[string][]string{
 	"replica/imapc":         {"snoop/imapwire"},
 	"replica/mirror":        {"replica", "replica/store", "replica/row", "replica/imapc", "snoop/imapwire"},
 	"replica/copyback":      {"replica", "replica/store", "replica/row", "replica/imapc", "snoop/imapwire"},
-	"proxy":                 {"replica/row", "snoop/imapwire", "snoop/smtpwire", "snoop/imapsession"},
+	"proxy":                 {"replica/row", "proxy/seam", "proxy/upstream", "proxy/imap", "proxy/smtp"},
+	"proxy/seam":            {},
+	"proxy/upstream":        {"proxy/seam", "snoop/imapwire", "snoop/smtpwire"},
+	"proxy/login":           {"proxy/seam", "snoop/imapwire", "snoop/smtpwire"},
+	"proxy/imap":            {"proxy/seam", "proxy/upstream", "proxy/login", "replica/row", "snoop/imapwire", "snoop/smtpwire", "snoop/imapsession"},
+	"proxy/smtp":            {"proxy/seam", "proxy/upstream", "proxy/login", "replica/row", "snoop/imapwire", "snoop/smtpwire"},
 	"proxy/inline":          {},
 	"failover":              {},
 	"failover/keeper":       {"failover"},

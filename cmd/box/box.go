@@ -24,7 +24,10 @@ import (
 	"understudy/failover/keeper"
 	"understudy/failover/smtpd"
 	"understudy/proxy"
+	"understudy/proxy/imap"
 	"understudy/proxy/inline"
+	"understudy/proxy/seam"
+	"understudy/proxy/smtp"
 	"understudy/replica"
 	"understudy/replica/copyback"
 	"understudy/replica/mirror"
@@ -48,7 +51,7 @@ type Options struct {
 }
 
 // Dialer makes connections to production.
-type Dialer func(ctx context.Context, c proxy.Client, addr string) (net.Conn, error)
+type Dialer func(ctx context.Context, c seam.Client, addr string) (net.Conn, error)
 
 // Box is one running Understudy.
 type Box struct {
@@ -167,15 +170,17 @@ func (b *Box) assemble(certs *proxy.Certificates) error {
 	if err != nil {
 		return err
 	}
-	t := tap{Cache: b.cache, store: b.store, spool: b.newSpool, names: b.production.names, log: b.opt.Log, learner: b.learn, found: func(string) { b.mirror.Kick() }}
+	t := tap{Cache: b.cache, store: b.store, names: b.production.names, log: b.opt.Log, learner: b.learn, found: func(string) { b.mirror.Kick() }}
 	if cfg.Standby.LearnLogins {
 		t.vault = b.vault
 	}
 	if err := b.openTap(t); err != nil {
 		return err
 	}
-	po := proxy.Options{Gate: gate{b.keeper, b.store, b.production.names}, Tap: t, Target: b.production.target, IMAP: sb, SMTP: sb, Caps: imapd.Caps(), Log: b.opt.Log, Master: b.production.masterLogin,
-		PlainOK: cfg.Listen.PlainLogin, MaxSessions: cfg.Listen.MaxSessions, MaxMessage: cfg.Listen.MaxMessage}
+	po := proxy.Options{Gate: gate{b.keeper, b.store, b.production.names}, Target: b.production.target, NewSpool: b.newSpool, Log: b.opt.Log,
+		PlainOK: cfg.Listen.PlainLogin, MaxSessions: cfg.Listen.MaxSessions, MaxMessage: cfg.Listen.MaxMessage,
+		IMAP: imap.Options{Standby: sb, Logins: t, Replica: t, Changes: t, Mailboxes: t, Caps: imapd.Caps(), Master: b.production.masterLogin},
+		SMTP: smtp.Options{Standby: sb, Logins: t, Arrivals: t, Senders: t}}
 	if certs != nil {
 		po.TLS = certs.Config()
 	}
@@ -188,7 +193,7 @@ func (b *Box) assemble(certs *proxy.Certificates) error {
 
 // loadGreeting reads what production said of itself, for the time without it.
 func (b *Box) loadGreeting() error {
-	var g proxy.Greeting
+	var g seam.Greeting
 	ok, err := b.store.LoadJSON("greeting", &g)
 	if ok {
 		b.proxy.Greet(g)

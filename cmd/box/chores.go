@@ -8,7 +8,8 @@ import (
 
 	"understudy/failover"
 	"understudy/failover/smtpd"
-	"understudy/proxy"
+	"understudy/proxy/seam"
+	"understudy/proxy/upstream"
 	"understudy/replica/row"
 )
 
@@ -20,7 +21,7 @@ func (b *Box) chores(ctx context.Context) error {
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
 	slow := time.Now()
-	var told proxy.Greeting
+	var told seam.Greeting
 	introduced, kicked := false, time.Time{}
 	var phase failover.Phase
 	for {
@@ -154,7 +155,7 @@ func (b *Box) flush(ctx context.Context, phase failover.Phase) {
 			return (h.Standby || h.Owed && !h.Arrived.After(before)) && b.keeper.State().Phase == failover.Protecting
 		})
 	case b.opt.Config.Standby.Outbound == "smarthost":
-		r.Dial = proxy.Endpoint{Addr: b.opt.Config.Standby.Smarthost, Security: proxy.Plain}.Dial
+		r.Dial = upstream.Endpoint{Addr: b.opt.Config.Standby.Smarthost, Security: upstream.Plain}.Dial
 	default:
 		return
 	}

@@ -5,7 +5,7 @@ import (
 	"strings"
 
 	"understudy/failover/keeper"
-	"understudy/proxy"
+	"understudy/proxy/seam"
 	"understudy/replica"
 )
 
@@ -16,18 +16,18 @@ type gate struct {
 	names names
 }
 
-func (g gate) Enter(ctx context.Context, login string) (proxy.Lease, error) {
+func (g gate) Enter(ctx context.Context, login string) (seam.Lease, error) {
 	account := g.names.account(login)
 	if n, ok := g.store.Resolve(account); ok {
 		account = n
 	}
 	s, err := g.k.Enter(ctx, account)
 	if err != nil {
-		return proxy.Lease{}, err
+		return seam.Lease{}, err
 	}
-	l := proxy.Lease{Side: proxy.Production, Revoked: s.Revoked, Patience: s.Patience, Release: s.Release}
+	l := seam.Lease{Side: seam.Production, Revoked: s.Revoked, Patience: s.Patience, Release: s.Release}
 	if s.Standby {
-		l.Side = proxy.Standby
+		l.Side = seam.Standby
 	}
 	return l, nil
 }
@@ -51,7 +51,7 @@ func (n names) account(login string) string {
 }
 
 // own reports whether a login proves the user's own password.
-func (n names) own(l proxy.Login) bool {
+func (n names) own(l seam.Login) bool {
 	return !l.Token() && l.User == l.AuthUser && n.account(l.User) == l.User
 }
 

@@ -13,8 +13,8 @@ import (
 	"understudy/console/api"
 	"understudy/failover"
 	"understudy/failover/keeper"
-	"understudy/proxy"
 	"understudy/proxy/inline"
+	"understudy/proxy/seam"
 	"understudy/replica/mirror"
 	"understudy/replica/row"
 	"understudy/snoop/capture"
@@ -47,7 +47,7 @@ func (b *Box) openTap(t tap) error {
 	o := capture.Options{Addrs: s.Addrs, Ports: map[uint16]capture.Kind{}, Log: b.opt.Log,
 		NewSpool: b.newSpool, Hint: b.mirror.Hint, Sweep: m.order,
 		LoggedIn: func(ctx context.Context, l capture.Login) (string, error) {
-			return t.LoggedIn(ctx, proxy.Login{User: l.User, AuthUser: l.AuthUser, Password: l.Password})
+			return t.LoggedIn(ctx, seam.Login{User: l.User, AuthUser: l.AuthUser, Password: l.Password})
 		},
 		Settle: func(ctx context.Context, account string, c *imapsession.Cmd, ok imapwire.Response, sp row.Spool) error {
 			if !m.following() {

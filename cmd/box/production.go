@@ -16,6 +16,8 @@ import (
 
 	"understudy/console/config"
 	"understudy/proxy"
+	"understudy/proxy/seam"
+	"understudy/proxy/upstream"
 	"understudy/replica/imapc"
 	"understudy/snoop/smtpwire"
 )
@@ -24,7 +26,7 @@ import (
 type Production struct {
 	cfg      config.Config
 	log      *slog.Logger
-	target   proxy.Target
+	target   upstream.Target
 	password string // of the master
 	names    names
 }
@@ -74,27 +76,27 @@ func masterPassword(m config.Master) (string, error) {
 	return strings.TrimRight(string(b), "\r\n"), nil
 }
 
-func target(p config.Production) (proxy.Target, error) {
+func target(p config.Production) (upstream.Target, error) {
 	var pool *x509.CertPool
 	if p.CA != "" {
 		pem, err := os.ReadFile(p.CA)
 		if err != nil {
-			return proxy.Target{}, fmt.Errorf("production.ca: %w", err)
+			return upstream.Target{}, fmt.Errorf("production.ca: %w", err)
 		}
 		pool = x509.NewCertPool()
 		if !pool.AppendCertsFromPEM(pem) {
-			return proxy.Target{}, fmt.Errorf("production.ca: %s holds no certificate", p.CA)
+			return upstream.Target{}, fmt.Errorf("production.ca: %s holds no certificate", p.CA)
 		}
 	}
-	ep := func(addr, sec string) proxy.Endpoint {
+	ep := func(addr, sec string) upstream.Endpoint {
 		host, _, _ := net.SplitHostPort(addr)
 		if p.ServerName != "" {
 			host = p.ServerName
 		}
-		return proxy.Endpoint{Addr: addr, Security: proxy.Security(sec), ProxyProtocol: p.ProxyProtocol,
+		return upstream.Endpoint{Addr: addr, Security: upstream.Security(sec), ProxyProtocol: p.ProxyProtocol,
 			TLS: &tls.Config{ServerName: host, RootCAs: pool, InsecureSkipVerify: p.Insecure, ClientSessionCache: tls.NewLRUClientSessionCache(64)}}
 	}
-	t := proxy.Target{IMAP: ep(p.IMAP, p.IMAPSecurity), SMTP: ep(p.SMTP, p.SMTPSecurity), Submission: ep(p.Submission, p.SubmissionSecurity),
+	t := upstream.Target{IMAP: ep(p.IMAP, p.IMAPSecurity), SMTP: ep(p.SMTP, p.SMTPSecurity), Submission: ep(p.Submission, p.SubmissionSecurity),
 		XClient: p.XClient, ClientID: p.ClientID, Timeout: p.Timeout.D()}
 	if p.Submission == "" {
 		t.Submission = t.SMTP
@@ -119,13 +121,13 @@ func (p *Production) DialMaster(ctx context.Context, account string) (*imapc.Con
 }
 
 // masterLogin is the login as somebody else.
-func (p *Production) masterLogin(account string) proxy.Login {
+func (p *Production) masterLogin(account string) seam.Login {
 	user, auth := account, p.cfg.Master.User
 	if p.cfg.Master.Separator != "" {
 		user = account + p.cfg.Master.Separator + p.cfg.Master.User
 		auth = user
 	}
-	return proxy.Login{User: user, AuthUser: auth, Password: p.password}
+	return seam.Login{User: user, AuthUser: auth, Password: p.password}
 }
 
 // DialIMAP opens a connection that nobody is logged in on.
@@ -137,7 +139,7 @@ func (p *Production) DialIMAP(ctx context.Context) (*imapc.Conn, error) {
 		return nil, err
 	}
 	o := imapc.Options{}
-	if p.target.IMAP.Security == proxy.StartTLS {
+	if p.target.IMAP.Security == upstream.StartTLS {
 		o.StartTLS = p.target.IMAP.TLS
 	}
 	return imapc.New(ctx, conn, o)

@@ -8,7 +8,8 @@ import (
 
 	"understudy/failover/imapd"
 	"understudy/failover/smtpd"
-	"understudy/proxy"
+	"understudy/proxy/seam"
+	"understudy/proxy/smtp"
 	"understudy/replica"
 	"understudy/replica/vault"
 	"understudy/snoop/smtpwire"
@@ -28,20 +29,20 @@ func (s standby) check(login, password string) (string, error) {
 	account, err := s.vault.Check(s.names.key(login), password)
 	switch {
 	case errors.Is(err, vault.ErrWrong):
-		return "", proxy.ErrDenied
+		return "", seam.ErrDenied
 	case err != nil:
-		return "", errors.Join(proxy.ErrUnavailable, err)
+		return "", errors.Join(seam.ErrUnavailable, err)
 	}
 	name, ok := s.store.Resolve(account)
 	if !ok {
-		return "", proxy.ErrUnavailable
+		return "", seam.ErrUnavailable
 	}
 	return name, nil
 }
 
-func (s standby) Authenticate(_ context.Context, l proxy.Login) (string, error) {
+func (s standby) Authenticate(_ context.Context, l seam.Login) (string, error) {
 	if !s.names.own(l) {
-		return "", proxy.ErrUnavailable
+		return "", seam.ErrUnavailable
 	}
 	return s.check(l.User, l.Password)
 }
@@ -50,9 +51,9 @@ func (s standby) ServeIMAP(ctx context.Context, conn net.Conn, account string, c
 	return s.imap.ServeConn(ctx, conn, imapd.Session{User: account, Caps: caps})
 }
 
-func (s standby) NewSMTP(ctx context.Context, c proxy.Client) proxy.SMTPUpstream {
+func (s standby) NewSMTP(ctx context.Context, c seam.Client) smtp.Upstream {
 	addr := ""
-	if c.Addr != nil {
+	if c.Addr.IsValid() {
 		addr = c.Addr.String()
 	}
 	return SMTPUpstream{s.smtp.Session(ctx, addr, c.Submission)}
@@ -63,27 +64,27 @@ type SMTPUpstream struct{ Session *smtpd.Session }
 
 func (u SMTPUpstream) Greeting() (smtpwire.Reply, error) { return u.Session.Greeting(), nil }
 
-func (u SMTPUpstream) Hello(c proxy.Client) (smtpwire.Reply, error) {
+func (u SMTPUpstream) Hello(c seam.Client) (smtpwire.Reply, error) {
 	return u.Session.Hello(c.Helo, c.ESMTP), nil
 }
 
-func (u SMTPUpstream) Auth(l proxy.Login) (smtpwire.Reply, error) {
+func (u SMTPUpstream) Auth(l seam.Login) (smtpwire.Reply, error) {
 	if l.Token() || l.User != l.AuthUser {
 		return smtpwire.NewReply(454, "4.7.0 Temporary authentication failure"), nil
 	}
-	return u.Session.Auth(l.User, l.Password, proxy.ErrDenied), nil
+	return u.Session.Auth(l.User, l.Password, seam.ErrDenied), nil
 }
 
 func (u SMTPUpstream) Command(verb, line string) (smtpwire.Reply, error) {
 	return u.Session.Command(verb, line), nil
 }
 
-func (u SMTPUpstream) Data() (io.Writer, error) {
+func (u SMTPUpstream) Data() (io.Writer, smtpwire.Reply, error) {
 	w, no := u.Session.Data()
 	if no != nil {
-		return nil, proxy.Refused(*no)
+		return nil, *no, nil
 	}
-	return w, nil
+	return w, smtpwire.Reply{Code: 354}, nil
 }
 
 func (u SMTPUpstream) Finish() (smtpwire.Reply, error) { return u.Session.Finish(), nil }

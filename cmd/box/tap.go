@@ -4,12 +4,12 @@ import (
 	"context"
 	"log/slog"
 
-	"understudy/proxy"
+	"understudy/proxy/seam"
+	"understudy/proxy/smtp"
 	"understudy/replica"
 	"understudy/replica/row"
 	"understudy/replica/vault"
 	"understudy/snoop"
-	"understudy/snoop/imapsession"
 )
 
 // tap lets the transaction cache see what the proxy sees.
@@ -21,10 +21,9 @@ type tap struct {
 	log     *slog.Logger
 	learner *learner
 	found   func(account string)
-	spool   func() row.Spool
 }
 
-func (t tap) LoggedIn(ctx context.Context, l proxy.Login) (string, error) {
+func (t tap) LoggedIn(ctx context.Context, l seam.Login) (string, error) {
 	name := t.names.account(l.User)
 	_, known := t.store.Resolve(name)
 	account, err := t.store.EnsureAccount(ctx, name, row.Production)
@@ -41,7 +40,7 @@ func (t tap) LoggedIn(ctx context.Context, l proxy.Login) (string, error) {
 	return account, nil
 }
 
-func (t tap) Denied(l proxy.Login) {
+func (t tap) Denied(l seam.Login) {
 	key := t.names.key(l.User)
 	if t.vault != nil && t.names.own(l) && t.vault.Known(key, l.Password) {
 		if err := t.vault.Forget(context.Background(), key); err != nil {
@@ -50,7 +49,7 @@ func (t tap) Denied(l proxy.Login) {
 	}
 }
 
-func (t tap) Arriving(ctx context.Context, m row.Envelope, sp row.Spool) proxy.Arrival {
+func (t tap) Arriving(ctx context.Context, m row.Envelope, sp row.Spool) smtp.Arrival {
 	return t.Cache.Arriving(ctx, m, sp)
 }
 
@@ -79,9 +78,3 @@ func (t tap) Taking(m row.Envelope, sp row.Spool) (answered func(bool)) {
 		}
 	}
 }
-
-func (t tap) Outcome(ctx context.Context, account string, c *imapsession.Cmd, sp row.Spool, side proxy.Side) (string, bool, error) {
-	return t.Cache.Outcome(ctx, account, c, sp, side == proxy.Production)
-}
-
-func (t tap) NewSpool() row.Spool { return t.spool() }

@@ -11,8 +11,8 @@ import (
 
 	"understudy/console/config"
 	"understudy/failover"
-	"understudy/proxy"
 	"understudy/proxy/inline"
+	"understudy/proxy/seam"
 )
 
 // WireSite is the network's settings as the wire wants them.
@@ -93,17 +93,15 @@ func (b *Box) openWire(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("network: %w", err)
 	}
-	via := func(ctx context.Context, c proxy.Client, addr string) (net.Conn, error) {
+	via := func(ctx context.Context, c seam.Client, addr string) (net.Conn, error) {
 		to, err := netip.ParseAddrPort(addr)
 		if err != nil {
 			return nil, err
 		}
 		var client netip.AddrPort
-		from, ok1 := c.Addr.(*net.TCPAddr)
-		at, ok2 := c.Local.(*net.TCPAddr)
-		if ok1 && ok2 && !s.OneArm {
-			client = netip.AddrPortFrom(from.AddrPort().Addr().Unmap(), from.AddrPort().Port())
-			to = netip.AddrPortFrom(at.AddrPort().Addr().Unmap(), to.Port())
+		if c.Addr.IsValid() && c.Local.IsValid() && !s.OneArm {
+			client = c.Addr
+			to = netip.AddrPortFrom(c.Local.Addr(), to.Port())
 		}
 		return b.wire.Dial(ctx, client, to)
 	}

@@ -17,11 +17,12 @@ import (
 	"understudy/failover/imapd"
 	"understudy/failover/smtpd"
 	"understudy/proxy"
+	"understudy/proxy/imap"
+	"understudy/proxy/seam"
+	"understudy/proxy/smtp"
 	"understudy/replica"
 	"understudy/replica/row"
 	"understudy/replica/store"
-	"understudy/snoop/imapsession"
-	"understudy/snoop/imapwire"
 )
 
 // demoSite is the settings of the demonstration's mail server.
@@ -66,14 +67,15 @@ func demoServer(e env) error {
 	p.smtp = smtpd.New(smtpd.Options{Store: store, NewSpool: p.NewSpool, Hostname: "mail." + d.Domain, MaxSize: 50 << 20, Log: log,
 		Local: func(addr string) bool { return strings.HasSuffix(strings.ToLower(addr), "@"+d.Domain) },
 		Check: func(user, pw string) (string, error) {
-			return p.Authenticate(e.ctx, proxy.Login{User: user, AuthUser: user, Password: pw})
+			return p.Authenticate(e.ctx, seam.Login{User: user, AuthUser: user, Password: pw})
 		}})
 	p.smtp.Replay(e.ctx)
-	front, err := proxy.New(proxy.Options{Gate: p, Tap: p, IMAP: p, SMTP: p, Caps: imapd.Caps(), PlainOK: true, Log: log})
+	front, err := proxy.New(proxy.Options{Gate: p, NewSpool: p.NewSpool, PlainOK: true, Log: log,
+		IMAP: imap.Options{Standby: p, Caps: imapd.Caps()}, SMTP: smtp.Options{Standby: p}})
 	if err != nil {
 		return err
 	}
-	front.Greet(proxy.Greeting{Text: "Demonstration server ready.", Auth: []string{"AUTH=PLAIN", "AUTH=LOGIN"}})
+	front.Greet(seam.Greeting{Text: "Demonstration server ready.", Auth: []string{"AUTH=PLAIN", "AUTH=LOGIN"}})
 	g, ctx := errgroup.WithContext(e.ctx)
 	for addr, kind := range map[string]proxy.Kind{d.IMAP: proxy.IMAP, d.SMTP: proxy.SMTP} {
 		l, err := net.Listen("tcp", addr)
@@ -105,20 +107,20 @@ type primary struct {
 	smtp  *smtpd.Server
 }
 
-func (p *primary) Enter(context.Context, string) (proxy.Lease, error) {
-	return proxy.Lease{Side: proxy.Standby, Revoked: make(chan struct{}), Release: func() {}}, nil
+func (p *primary) Enter(context.Context, string) (seam.Lease, error) {
+	return seam.Lease{Side: seam.Standby, Revoked: make(chan struct{}), Release: func() {}}, nil
 }
 func (p *primary) Trouble(error) {}
 
-func (p *primary) Authenticate(_ context.Context, l proxy.Login) (string, error) {
+func (p *primary) Authenticate(_ context.Context, l seam.Login) (string, error) {
 	want := p.d.Users[l.User]
 	if l.AuthUser == p.d.Master && l.User != l.AuthUser {
 		want = p.d.MasterPassword
 	} else if l.User != l.AuthUser {
-		return "", proxy.ErrDenied
+		return "", seam.ErrDenied
 	}
 	if _, ok := p.d.Users[l.User]; !ok || l.Token() || subtle.ConstantTimeCompare([]byte(want), []byte(l.Password)) != 1 {
-		return "", proxy.ErrDenied
+		return "", seam.ErrDenied
 	}
 	return l.User, nil
 }
@@ -127,32 +129,8 @@ func (p *primary) ServeIMAP(ctx context.Context, conn net.Conn, account string, 
 	return p.imap.ServeConn(ctx, conn, imapd.Session{User: account, Caps: caps})
 }
 
-func (p *primary) NewSMTP(ctx context.Context, c proxy.Client) proxy.SMTPUpstream {
+func (p *primary) NewSMTP(ctx context.Context, c seam.Client) smtp.Upstream {
 	return box.SMTPUpstream{Session: p.smtp.Session(ctx, c.Addr.String(), c.Submission)}
 }
 
 func (p *primary) NewSpool() row.Spool { return p.store.Blobs.Spool() }
-
-// The rest of proxy.Tap tells nothing: no session has another upstream.
-
-func (p *primary) LoggedIn(context.Context, proxy.Login) (string, error)           { return "", nil }
-func (p *primary) Denied(proxy.Login)                                              {}
-func (p *primary) Mark(string, string) uint32                                      { return 0 }
-func (p *primary) Changes(string, string, uint64, []uint32) []row.FlagsOf          { return nil }
-func (p *primary) Known(string, string) *row.Snapshot                              { return nil }
-func (p *primary) Unanswered(string, *imapsession.Cmd)                             {}
-func (p *primary) Asking(string, *imapsession.Cmd) func()                          { return nil }
-func (p *primary) Hint(string, string)                                             {}
-func (p *primary) Follow(context.Context, string, string)                          {}
-func (p *primary) Virtual(string, string) uint32                                   { return 0 }
-func (p *primary) Arriving(context.Context, row.Envelope, row.Spool) proxy.Arrival { return nil }
-func (p *primary) Taking(row.Envelope, row.Spool) func(bool)                       { return func(bool) {} }
-func (p *primary) Repeated(context.Context, row.Envelope, row.Spool) (bool, error) {
-	return false, nil
-}
-func (p *primary) Settle(context.Context, string, *imapsession.Cmd, imapwire.Response, row.Spool) error {
-	return nil
-}
-func (p *primary) Outcome(context.Context, string, *imapsession.Cmd, row.Spool, proxy.Side) (string, bool, error) {
-	return "", false, nil
-}

@@ -32,6 +32,9 @@ import (
 	"understudy/lab/check"
 	"understudy/lab/load"
 	"understudy/proxy"
+	"understudy/proxy/imap"
+	"understudy/proxy/seam"
+	"understudy/proxy/smtp"
 	"understudy/replica"
 	"understudy/replica/imapc"
 	"understudy/replica/row"
@@ -156,13 +159,14 @@ func (w *world) start() {
 	p.smtp = smtpd.New(smtpd.Options{Store: store, NewSpool: func() row.Spool { return store.Blobs.Spool() }, Hostname: "mail.sim.test", MaxSize: 50 << 20, Log: quiet,
 		Local: func(addr string) bool { return strings.HasSuffix(addr, "@sim.test") },
 		Check: func(user, pw string) (string, error) {
-			return p.Authenticate(s.ctx, proxy.Login{User: user, AuthUser: user, Password: pw})
+			return p.Authenticate(s.ctx, seam.Login{User: user, AuthUser: user, Password: pw})
 		}})
 	p.smtp.Replay(s.ctx)
-	if s.front, err = proxy.New(proxy.Options{Gate: p, Tap: p, IMAP: p, SMTP: p, Caps: imapd.Caps(), PlainOK: true, Log: quiet}); err != nil {
+	if s.front, err = proxy.New(proxy.Options{Gate: p, NewSpool: p.NewSpool, PlainOK: true, Log: quiet,
+		IMAP: imap.Options{Standby: p, Caps: imapd.Caps()}, SMTP: smtp.Options{Standby: p}}); err != nil {
 		panic(err)
 	}
-	s.front.Greet(proxy.Greeting{Text: "Simulated server ready.", Auth: []string{"AUTH=PLAIN", "AUTH=LOGIN"}})
+	s.front.Greet(seam.Greeting{Text: "Simulated server ready.", Auth: []string{"AUTH=PLAIN", "AUTH=LOGIN"}})
 	w.mu.Lock()
 	w.prod = s
 	w.mu.Unlock()
@@ -304,7 +308,7 @@ func (g *gated) Close() error {
 var errRefused = errors.New("connection refused")
 
 // toProduction connects to production; addr is host:port.
-func (w *world) toProduction(_ context.Context, _ proxy.Client, addr string) (net.Conn, error) {
+func (w *world) toProduction(_ context.Context, _ seam.Client, addr string) (net.Conn, error) {
 	w.mu.Lock()
 	s := w.prod
 	w.mu.Unlock()
@@ -540,7 +544,7 @@ func (w *world) dial(user string, to func(context.Context, string) (net.Conn, er
 }
 
 func (w *world) direct(ctx context.Context, addr string) (net.Conn, error) {
-	return w.toProduction(ctx, proxy.Client{}, addr)
+	return w.toProduction(ctx, seam.Client{}, addr)
 }
 
 // look reads an account in both ways.

@@ -1,4 +1,4 @@
-package proxy
+package smtp
 
 import (
 	"context"
@@ -8,15 +8,17 @@ import (
 	"sync"
 	"time"
 
+	"understudy/proxy/seam"
+	"understudy/proxy/upstream"
 	"understudy/replica/row"
 	"understudy/snoop/smtpwire"
 )
 
-// smtpUpstream is an SMTP session with whoever answers, brought to the state of
+// link is an SMTP session with whoever answers, brought to the state of
 // the client's.
-type smtpUpstream struct {
-	SMTPUpstream
-	lease Lease
+type link struct {
+	Upstream
+	lease seam.Lease
 	hi    smtpwire.Reply
 	body  io.Writer // between a 354 and the end of the data
 	wrote int64
@@ -24,14 +26,10 @@ type smtpUpstream struct {
 }
 
 // begin begins a body.
-func (u *smtpUpstream) begin() (smtpwire.Reply, error) {
-	w, err := u.Data()
-	var no errReply
-	if errors.As(err, &no) {
-		return no.Reply, nil
-	}
-	if err != nil {
-		return smtpwire.Reply{}, err
+func (u *link) begin() (smtpwire.Reply, error) {
+	w, r, err := u.Data()
+	if err != nil || w == nil {
+		return r, err
 	}
 	u.body, u.wrote = w, 0
 	return smtpwire.Reply{Code: 354}, nil
@@ -39,7 +37,7 @@ func (u *smtpUpstream) begin() (smtpwire.Reply, error) {
 
 // wholeBody sees to it that upstream got all of a body. A reply with a code is
 // a refusal.
-func (u *smtpUpstream) wholeBody(sp row.Spool) (smtpwire.Reply, error) {
+func (u *link) wholeBody(sp row.Spool) (smtpwire.Reply, error) {
 	b, err := sp.Bytes()
 	if err != nil {
 		return smtpwire.Reply{}, err
@@ -55,13 +53,13 @@ func (u *smtpUpstream) wholeBody(sp row.Spool) (smtpwire.Reply, error) {
 	return smtpwire.Reply{}, err
 }
 
-// smtpSeam is where a session's upstream is replaced: between two commands, or
+// swap is where a session's upstream is replaced: between two commands, or
 // in the middle of one that was not answered. mu is held while the upstream is
 // at work.
-type smtpSeam struct {
-	s  *smtpSession
-	mu lock
-	up *smtpUpstream // nil: the next call gets one
+type swap struct {
+	s  *session
+	mu seam.Turn
+	up *link // nil: the next call gets one
 	wg sync.WaitGroup
 }
 
@@ -71,13 +69,13 @@ const maxSwaps = 8
 
 // call has the upstream answer. If it is lost, or says that it closes, the next
 // one is asked.
-func (m *smtpSeam) call(ctx context.Context, f func(*smtpUpstream) (smtpwire.Reply, error)) (smtpwire.Reply, error) {
-	ctx, cancel := context.WithTimeout(ctx, smtpTimeout)
+func (m *swap) call(ctx context.Context, f func(*link) (smtpwire.Reply, error)) (smtpwire.Reply, error) {
+	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
 	closing := false
 	for i := range maxSwaps {
 		if i > 1 {
-			time.Sleep(retryPause)
+			time.Sleep(seam.RetryPause)
 		}
 		if err := m.enter(ctx); err != nil {
 			return smtpwire.Reply{}, err
@@ -102,11 +100,11 @@ func (m *smtpSeam) call(ctx context.Context, f func(*smtpUpstream) (smtpwire.Rep
 			return r, nil
 		}
 	}
-	return smtpwire.Reply{}, errLost
+	return smtpwire.Reply{}, seam.ErrLost
 }
 
 // now takes the upstream in use; nil if there is none.
-func (m *smtpSeam) now() (up *smtpUpstream, unlock func()) {
+func (m *swap) now() (up *link, unlock func()) {
 	m.mu.Lock()
 	if m.up == nil {
 		m.mu.Unlock()
@@ -116,7 +114,7 @@ func (m *smtpSeam) now() (up *smtpUpstream, unlock func()) {
 }
 
 // lose gives up an upstream; mu is held.
-func (m *smtpSeam) lose(err error) {
+func (m *swap) lose(err error) {
 	up := m.up
 	m.up = nil
 	if up == nil {
@@ -125,36 +123,27 @@ func (m *smtpSeam) lose(err error) {
 	close(up.left)
 	up.Close()
 	up.lease.Release()
-	if err != nil && up.lease.Side == Production && !up.revoked() {
-		m.s.p.opt.Gate.Trouble(err)
-	}
-}
-
-func (u *smtpUpstream) revoked() bool {
-	select {
-	case <-u.lease.Revoked:
-		return true
-	default:
-		return false
+	if err != nil && up.lease.Side == seam.Production && !up.lease.IsRevoked() {
+		m.s.srv.opt.Gate.Trouble(err)
 	}
 }
 
 // abandon gives up an upstream in the middle of a body, which it then has not.
-func (m *smtpSeam) abandon() {
+func (m *swap) abandon() {
 	m.mu.Lock()
 	m.lose(nil)
 	m.mu.Unlock()
 }
 
 // leave ends the seam with its session.
-func (m *smtpSeam) leave() {
+func (m *swap) leave() {
 	m.abandon()
 	m.wg.Wait()
 }
 
 // Write implements io.Writer for a body: what a lost upstream did not get is in
 // the spool.
-func (m *smtpSeam) Write(p []byte) (int, error) {
+func (m *swap) Write(p []byte) (int, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.up != nil && m.up.body != nil {
@@ -168,11 +157,11 @@ func (m *smtpSeam) Write(p []byte) (int, error) {
 }
 
 // enter sees to it that there is an upstream.
-func (m *smtpSeam) enter(ctx context.Context) error {
+func (m *swap) enter(ctx context.Context) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for m.up == nil {
-		lease, err := m.s.p.opt.Gate.Enter(ctx, "")
+		lease, err := m.s.srv.opt.Gate.Enter(ctx, "")
 		if err != nil {
 			return err
 		}
@@ -186,9 +175,9 @@ func (m *smtpSeam) enter(ctx context.Context) error {
 		if errors.Is(err, errEnd) {
 			return err
 		}
-		m.s.p.opt.Gate.Trouble(err)
+		m.s.srv.opt.Gate.Trouble(err)
 		select {
-		case <-time.After(retryPause):
+		case <-time.After(seam.RetryPause):
 		case <-ctx.Done():
 			return err
 		}
@@ -198,13 +187,13 @@ func (m *smtpSeam) enter(ctx context.Context) error {
 
 // watch leaves an upstream whose lease is revoked: after the command that it is
 // at, or at once if the lease has no patience.
-func (m *smtpSeam) watch(up *smtpUpstream) {
+func (m *swap) watch(up *link) {
 	select {
 	case <-up.lease.Revoked:
 	case <-up.left:
 		return
 	}
-	if patience := up.lease.patience(); patience > 0 {
+	if patience := up.lease.Grace(); patience > 0 {
 		cut := time.AfterFunc(patience, up.Close)
 		defer cut.Stop()
 	} else {
@@ -218,15 +207,15 @@ func (m *smtpSeam) watch(up *smtpUpstream) {
 }
 
 // open connects and says again what the client has said.
-func (m *smtpSeam) open(ctx context.Context, lease Lease) (*smtpUpstream, error) {
+func (m *swap) open(ctx context.Context, lease seam.Lease) (*link, error) {
 	s := m.s
-	up := &smtpUpstream{lease: lease, left: make(chan struct{})}
-	ctx, cancel := leaseContext(ctx, lease)
+	up := &link{lease: lease, left: make(chan struct{})}
+	ctx, cancel := upstream.LeaseContext(ctx, lease)
 	defer cancel()
 	var err error
-	if lease.Side == Standby {
-		up.SMTPUpstream = s.p.opt.SMTP.NewSMTP(context.WithoutCancel(ctx), s.client)
-	} else if up.SMTPUpstream, err = s.p.opt.Target.dialSMTP(ctx, s.client); err != nil {
+	if lease.Side == seam.Standby {
+		up.Upstream = s.srv.opt.Standby.NewSMTP(context.WithoutCancel(ctx), s.client)
+	} else if up.Upstream, err = s.srv.opt.Target.DialSMTP(ctx, s.client); err != nil {
 		return nil, err
 	}
 	stop := context.AfterFunc(ctx, up.Close)
@@ -234,7 +223,7 @@ func (m *smtpSeam) open(ctx context.Context, lease Lease) (*smtpUpstream, error)
 		err = s.sayAgain(up)
 	}
 	if !stop() && err == nil {
-		err = errLost
+		err = seam.ErrLost
 	}
 	if err != nil {
 		up.Close()
@@ -245,7 +234,7 @@ func (m *smtpSeam) open(ctx context.Context, lease Lease) (*smtpUpstream, error)
 
 // sayAgain brings an upstream to the session's state. A refusal of what was
 // accepted before ends the session without a word: the client comes again.
-func (s *smtpSession) sayAgain(up *smtpUpstream) error {
+func (s *session) sayAgain(up *link) error {
 	var steps []func() (smtpwire.Reply, error)
 	if s.helo {
 		if !up.hi.OK() {
@@ -273,7 +262,7 @@ func (s *smtpSession) sayAgain(up *smtpUpstream) error {
 		case r.Code == 421:
 			return fmt.Errorf("upstream closes: %s", r)
 		default:
-			s.p.opt.Log.Info("SMTP session is closed and not continued", "client", s.client.Addr, "why", r.String())
+			s.srv.opt.Log.Info("SMTP session is closed and not continued", "client", s.client.Addr, "why", r.String())
 			return errEnd
 		}
 	}

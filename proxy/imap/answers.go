@@ -1,4 +1,4 @@
-package proxy
+package imap
 
 import (
 	"bytes"
@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"understudy/proxy/seam"
 	"understudy/replica/row"
 	"understudy/snoop/imapsession"
 	"understudy/snoop/imapwire"
@@ -82,10 +83,10 @@ func section(line []byte) string {
 }
 
 // fromServer is the upstream's pump.
-func (s *imapSession) fromServer(ctx context.Context, up *upstream) error {
+func (s *session) fromServer(ctx context.Context, up *link) error {
 	sc := imapwire.Scanner{Side: imapwire.Server}
 	win := window{max: lineMax}
-	src := &buffered{up.Conn, up.br}
+	src := &buffered{up.Conn, up.R}
 	for {
 		if err := s.units(ctx, up, &sc, &win); err != nil {
 			return err
@@ -98,7 +99,7 @@ func (s *imapSession) fromServer(ctx context.Context, up *upstream) error {
 
 // units follows and forwards what the window holds. What was followed is
 // forwarded, whatever comes then.
-func (s *imapSession) units(ctx context.Context, up *upstream, sc *imapwire.Scanner, win *window) (err error) {
+func (s *session) units(ctx context.Context, up *link, sc *imapwire.Scanner, win *window) (err error) {
 	from := win.r
 	flush := func() error {
 		out := win.b[from:win.r]
@@ -158,7 +159,7 @@ func (s *imapSession) units(ctx context.Context, up *upstream, sc *imapwire.Scan
 	return nil
 }
 
-func (s *imapSession) forward(b []byte) error {
+func (s *session) forward(b []byte) error {
 	if len(b) == 0 {
 		return nil
 	}
@@ -182,9 +183,9 @@ type verdict struct {
 }
 
 // serverUnit follows the first line of a unit. flush forwards what came before.
-func (s *imapSession) serverUnit(ctx context.Context, up *upstream, line []byte, flush func() error) (verdict, error) {
+func (s *session) serverUnit(ctx context.Context, up *link, line []byte, flush func() error) (verdict, error) {
 	var v verdict
-	production := up.lease.Side == Production
+	production := up.lease.Side == seam.Production
 	s.mu.Lock()
 	moved, hide := s.clientNumbers(line)
 	if hide {
@@ -230,7 +231,7 @@ func (s *imapSession) serverUnit(ctx context.Context, up *upstream, line []byte,
 		return v, errors.New("upstream said BYE " + string(ev.Resp.Rest))
 	}
 	if ev.Hint && box != nil && production {
-		s.p.opt.Tap.Hint(s.account, box.Name)
+		s.srv.opt.Mailboxes.Hint(s.account, box.Name)
 	}
 	if ev.Selected {
 		s.seed(up, ev.Cmd.Mailbox, before)
@@ -266,7 +267,7 @@ func (s *imapSession) serverUnit(ctx context.Context, up *upstream, line []byte,
 
 // continued notes that the client is told "+", and reports whether it was told
 // before; mu is held.
-func (s *imapSession) continued(oldest *imapsession.Cmd, awaited bool) (before bool) {
+func (s *session) continued(oldest *imapsession.Cmd, awaited bool) (before bool) {
 	c := s.track.Current()
 	if c == nil {
 		c = oldest
@@ -284,7 +285,7 @@ func (s *imapSession) continued(oldest *imapsession.Cmd, awaited bool) (before b
 
 // settleAnswer sees to it that the replica has what a client is told is done, and
 // the messages that it was told of.
-func (s *imapSession) settleAnswer(ctx context.Context, ev *imapsession.Event, sp *row.Spool, flush func() error) error {
+func (s *session) settleAnswer(ctx context.Context, ev *imapsession.Event, sp *row.Spool, flush func() error) error {
 	changed, mailbox := ev.Resp.Name == "OK" && imapsession.Changes(ev.Cmd.Verb), s.ahead()
 	if !changed && mailbox == "" {
 		return nil
@@ -298,7 +299,7 @@ func (s *imapSession) settleAnswer(ctx context.Context, ev *imapsession.Event, s
 		}
 	}
 	if mailbox != "" {
-		s.p.opt.Tap.Follow(ctx, s.account, mailbox)
+		s.srv.opt.Mailboxes.Follow(ctx, s.account, mailbox)
 	}
 	return nil
 }
@@ -310,13 +311,13 @@ const maxReopened = 3
 // settleChange makes a change durable that production accepted. If that fails,
 // production may have been lost meanwhile: whoever answers next is asked what became
 // of it, and for the change, with the message that sp holds.
-func (s *imapSession) settleChange(ctx context.Context, ev *imapsession.Event, sp *row.Spool) error {
-	err := s.p.opt.Tap.Settle(ctx, s.account, ev.Cmd, ev.Resp, *sp)
+func (s *session) settleChange(ctx context.Context, ev *imapsession.Event, sp *row.Spool) error {
+	err := s.srv.opt.Changes.Settle(ctx, s.account, ev.Cmd, ev.Resp, *sp)
 	if err == nil {
 		return nil
 	}
 	if ev.Cmd.Reopened == maxReopened {
-		s.p.opt.Log.Error("an accepted change could not be made durable; the session ends without its OK",
+		s.srv.opt.Log.Error("an accepted change could not be made durable; the session ends without its OK",
 			"account", s.account, "command", ev.Cmd.Verb, "err", err)
 		return errors.Join(errUnsettled, err)
 	}
@@ -332,7 +333,7 @@ func (s *imapSession) settleChange(ctx context.Context, ev *imapsession.Event, s
 // doneBefore makes an OK of the refusal of a command that the lost upstream had
 // done already: what it asks for is so. (Not every server says why it refuses.) It
 // returns the line that the client gets.
-func (s *imapSession) doneBefore(ctx context.Context, ev *imapsession.Event, production bool) ([]byte, error) {
+func (s *session) doneBefore(ctx context.Context, ev *imapsession.Event, production bool) ([]byte, error) {
 	c := ev.Cmd
 	if c == nil || !c.Rerun || ev.Resp.Name != "NO" || c.Verb != "CREATE" && c.Verb != "DELETE" && c.Verb != "RENAME" {
 		return nil, nil
@@ -342,7 +343,7 @@ func (s *imapSession) doneBefore(ctx context.Context, ev *imapsession.Event, pro
 			return nil, err
 		}
 	}
-	there := func(mailbox string) bool { return s.p.opt.Tap.Known(s.account, mailbox) != nil }
+	there := func(mailbox string) bool { return s.srv.opt.Replica.Known(s.account, mailbox) != nil }
 	args := c.Args()
 	name := args.Mailbox()
 	done := there(name) == (c.Verb == "CREATE")
@@ -359,16 +360,16 @@ func (s *imapSession) doneBefore(ctx context.Context, ev *imapsession.Event, pro
 
 // rewrite returns a line with its capability list cut, and its UIDVALIDITY
 // replaced; nil if it stays.
-func (s *imapSession) rewrite(ev imapsession.Event, line []byte, production bool) []byte {
+func (s *session) rewrite(ev imapsession.Event, line []byte, production bool) []byte {
 	r := &ev.Resp
 	if !production {
 		return nil
 	}
 	if r.Name == "CAPABILITY" && r.Tag == "*" {
-		return []byte("* CAPABILITY " + cutCaps(strings.Fields(string(r.Rest)), s.p.opt.Caps) + "\r\n")
+		return []byte("* CAPABILITY " + s.srv.cut(string(r.Rest)) + "\r\n")
 	}
 	if r.Code == "CAPABILITY" {
-		return []byte(r.Tag + " " + r.Name + " [CAPABILITY " + cutCaps(strings.Fields(string(r.Arg)), s.p.opt.Caps) + "] " + string(r.Rest) + "\r\n")
+		return []byte(r.Tag + " " + r.Name + " [CAPABILITY " + s.srv.cut(string(r.Arg)) + "] " + string(r.Rest) + "\r\n")
 	}
 	word, mailbox := "", ""
 	switch {
@@ -380,14 +381,14 @@ func (s *imapSession) rewrite(ev imapsession.Event, line []byte, production bool
 	if mailbox == "" {
 		return nil
 	}
-	if v := s.p.opt.Tap.Virtual(s.account, mailbox); v != 0 {
+	if v := s.srv.opt.Replica.Virtual(s.account, mailbox); v != 0 {
 		return replaceNumber(line, word, v)
 	}
 	return nil
 }
 
 // concerned is the mailbox whose UIDVALIDITY a response code tells.
-func (s *imapSession) concerned(ev imapsession.Event) string {
+func (s *session) concerned(ev imapsession.Event) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c := ev.Cmd

@@ -1,4 +1,4 @@
-package proxy
+package imap
 
 import (
 	"bufio"
@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"understudy/proxy/seam"
+	"understudy/proxy/upstream"
 	"understudy/replica/row"
 )
 
@@ -16,20 +18,20 @@ func TestView(t *testing.T) {
 	for _, c := range []struct {
 		name string
 		sn   *row.Snapshot
-		side Side
-		st   BoxState
+		side seam.Side
+		st   boxState
 		ok   bool
 	}{
-		{"unknown mailbox", nil, Production, BoxState{1, 1, 0}, false},
-		{"as at the last sync", snapshot(10, 10, 1, 2, 9), Production, BoxState{7, 10, 3}, true},
-		{"one fewer on production", snapshot(10, 10, 1, 2, 9), Production, BoxState{7, 10, 2}, false},
-		{"one more than known", snapshot(10, 10, 1, 2, 9), Production, BoxState{7, 11, 4}, false},
-		{"another mailbox", snapshot(10, 10, 1, 2, 9), Production, BoxState{8, 10, 3}, false},
-		{"appended through the box since", snapshot(10, 12, 1, 10, 11), Production, BoxState{7, 12, 3}, true},
-		{"one in between was not seen, and an old one is gone", snapshot(10, 12, 1, 2, 11), Production, BoxState{7, 12, 3}, false},
-		{"never copied whole", snapshot(0, 3, 1, 2), Production, BoxState{7, 3, 2}, false},
-		{"the standby knows itself", snapshot(0, 12, 1, 2, 11), Standby, BoxState{7, 12, 3}, true},
-		{"the standby went on", snapshot(0, 12, 1, 2, 11), Standby, BoxState{7, 13, 3}, false},
+		{"unknown mailbox", nil, seam.Production, boxState{1, 1, 0}, false},
+		{"as at the last sync", snapshot(10, 10, 1, 2, 9), seam.Production, boxState{7, 10, 3}, true},
+		{"one fewer on production", snapshot(10, 10, 1, 2, 9), seam.Production, boxState{7, 10, 2}, false},
+		{"one more than known", snapshot(10, 10, 1, 2, 9), seam.Production, boxState{7, 11, 4}, false},
+		{"another mailbox", snapshot(10, 10, 1, 2, 9), seam.Production, boxState{8, 10, 3}, false},
+		{"appended through the box since", snapshot(10, 12, 1, 10, 11), seam.Production, boxState{7, 12, 3}, true},
+		{"one in between was not seen, and an old one is gone", snapshot(10, 12, 1, 2, 11), seam.Production, boxState{7, 12, 3}, false},
+		{"never copied whole", snapshot(0, 3, 1, 2), seam.Production, boxState{7, 3, 2}, false},
+		{"the standby knows itself", snapshot(0, 12, 1, 2, 11), seam.Standby, boxState{7, 12, 3}, true},
+		{"the standby went on", snapshot(0, 12, 1, 2, 11), seam.Standby, boxState{7, 13, 3}, false},
 	} {
 		uids, ok := view(c.sn, c.side, c.st)
 		if ok != c.ok || ok && !slices.Equal(uids, c.sn.UIDs) {
@@ -62,8 +64,8 @@ func TestB2_SearchAheadOfNumbers(t *testing.T) {
 			answers[text] = answers[text][1:]
 		}
 	}()
-	ic := &imapConn{Conn: ours, br: bufio.NewReader(ours)}
-	if uids, err := ic.uids(3); err != nil || !slices.Equal(uids, []uint32{4, 9, 11}) {
+	ic := upstream.NewIMAP(ours, nil)
+	if uids, err := listUIDs(ic, 3); err != nil || !slices.Equal(uids, []uint32{4, 9, 11}) {
 		t.Errorf("%v, %v", uids, err)
 	}
 }

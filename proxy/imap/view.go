@@ -1,11 +1,18 @@
-package proxy
+package imap
 
 import (
 	"slices"
 
+	"understudy/proxy/seam"
 	"understudy/replica/row"
 	"understudy/snoop/imapsession"
 )
+
+// boxState identifies a state of a mailbox.
+type boxState struct {
+	UIDValidity, UIDNext uint32
+	Exists               int
+}
 
 // view tells the UIDs of a mailbox in the state st that a side told of it, if
 // sn, which the replica held before the mailbox was opened, proves them.
@@ -16,11 +23,11 @@ import (
 // other, if there are as many. A snapshot that is taken later proves nothing: it
 // may lack a message that was expunged since, and have one that was expunged
 // unseen before.
-func view(sn *row.Snapshot, side Side, st BoxState) (uids []uint32, ok bool) {
+func view(sn *row.Snapshot, side seam.Side, st boxState) (uids []uint32, ok bool) {
 	if !same(sn, side, st) || sn.UIDNext != st.UIDNext || len(sn.UIDs) != st.Exists {
 		return nil, false
 	}
-	if side == Production {
+	if side == seam.Production {
 		old, _ := slices.BinarySearch(sn.UIDs, sn.SyncedNext)
 		if !sn.Synced || sn.SyncedNext == 0 || uint32(len(sn.UIDs)-old) != st.UIDNext-min(sn.SyncedNext, st.UIDNext) {
 			return nil, false
@@ -30,28 +37,28 @@ func view(sn *row.Snapshot, side Side, st BoxState) (uids []uint32, ok bool) {
 }
 
 // same reports whether sn is of the mailbox that a side opened.
-func same(sn *row.Snapshot, side Side, st BoxState) bool {
+func same(sn *row.Snapshot, side seam.Side, st boxState) bool {
 	if sn == nil {
 		return false
 	}
-	if side == Production {
+	if side == seam.Production {
 		return sn.OnProduction() == st.UIDValidity
 	}
 	return sn.UIDValidity == st.UIDValidity
 }
 
 // opens notes what the replica holds before a command opens a mailbox; mu is held.
-func (s *imapSession) opens(c *imapsession.Cmd) {
+func (s *session) opens(c *imapsession.Cmd) {
 	if c.Verb == "SELECT" || c.Verb == "EXAMINE" {
-		s.before[c] = s.p.opt.Tap.Known(s.account, c.Mailbox)
+		s.before[c] = s.srv.opt.Replica.Known(s.account, c.Mailbox)
 	}
 }
 
 // seed gives the tracker the view of the mailbox that was opened, if it is certain.
-func (s *imapSession) seed(up *upstream, mailbox string, sn *row.Snapshot) {
+func (s *session) seed(up *link, mailbox string, sn *row.Snapshot) {
 	s.mu.Lock()
 	box := s.track.Box
-	st := BoxState{UIDValidity: box.UIDValidity, UIDNext: box.UIDNext, Exists: len(box.View)}
+	st := boxState{UIDValidity: box.UIDValidity, UIDNext: box.UIDNext, Exists: len(box.View)}
 	s.mu.Unlock()
 	shown := s.shown(up, mailbox, st.UIDValidity)
 	s.mu.Lock()
@@ -69,9 +76,9 @@ func (s *imapSession) seed(up *upstream, mailbox string, sn *row.Snapshot) {
 }
 
 // shown is the UIDVALIDITY that clients see of a mailbox.
-func (s *imapSession) shown(up *upstream, mailbox string, validity uint32) uint32 {
-	if up.lease.Side == Production {
-		if v := s.p.opt.Tap.Virtual(s.account, mailbox); v != 0 {
+func (s *session) shown(up *link, mailbox string, validity uint32) uint32 {
+	if up.lease.Side == seam.Production {
+		if v := s.srv.opt.Replica.Virtual(s.account, mailbox); v != 0 {
 			return v
 		}
 	}
@@ -80,7 +87,7 @@ func (s *imapSession) shown(up *upstream, mailbox string, validity uint32) uint3
 
 // ahead returns the selected mailbox if the client was told UIDs of messages that
 // the replica has not got yet: were production lost now, they would be gone.
-func (s *imapSession) ahead() (mailbox string) {
+func (s *session) ahead() (mailbox string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	box := s.track.Box
@@ -91,7 +98,7 @@ func (s *imapSession) ahead() (mailbox string) {
 	if last <= box.Held {
 		return ""
 	}
-	sn := s.p.opt.Tap.Known(s.account, box.Name)
+	sn := s.srv.opt.Replica.Known(s.account, box.Name)
 	if sn == nil || !sn.Synced || sn.OnProduction() != box.UIDValidity {
 		return "" // it is still being copied
 	}

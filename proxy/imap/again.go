@@ -1,4 +1,4 @@
-package proxy
+package imap
 
 import (
 	"context"
@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 
+	"understudy/proxy/seam"
 	"understudy/snoop/imapsession"
 	"understudy/snoop/imapwire"
 )
@@ -17,7 +18,7 @@ import (
 // outcomes finds out what the lost upstream had done of the commands that it
 // did not answer, as far as that shows now. What was found stays found, should
 // this upstream be lost as well.
-func (s *imapSession) outcomes(ctx context.Context, side Side) error {
+func (s *session) outcomes(ctx context.Context, side seam.Side) error {
 	s.mu.Lock()
 	pending := slices.Clone(s.track.Outstanding())
 	s.mu.Unlock()
@@ -32,11 +33,11 @@ func (s *imapSession) outcomes(ctx context.Context, side Side) error {
 		if known {
 			continue
 		}
-		code, done, err := s.p.opt.Tap.Outcome(ctx, s.account, c, sp, side)
+		code, done, err := s.srv.opt.Changes.Outcome(ctx, s.account, c, sp, side == seam.Production)
 		if err != nil {
 			return err
 		}
-		s.p.opt.Log.Debug("outcome of a command without an answer", "account", s.account, "tag", c.Tag, "command", c.Verb, "done", done, "code", code, "side", side)
+		s.srv.opt.Log.Debug("outcome of a command without an answer", "account", s.account, "tag", c.Tag, "command", c.Verb, "done", done, "code", code, "side", side)
 		if done {
 			s.mu.Lock()
 			s.done[c] = code
@@ -47,7 +48,7 @@ func (s *imapSession) outcomes(ctx context.Context, side Side) error {
 }
 
 // answerDone answers the commands that a lost upstream had done.
-func (s *imapSession) answerDone() error {
+func (s *session) answerDone() error {
 	s.mu.Lock()
 	pending := slices.Clone(s.track.Outstanding())
 	s.mu.Unlock()
@@ -67,7 +68,7 @@ func (s *imapSession) answerDone() error {
 }
 
 // answer gives a command the answer that the lost upstream owes.
-func (s *imapSession) answer(c *imapsession.Cmd, status string) error {
+func (s *session) answer(c *imapsession.Cmd, status string) error {
 	s.mu.Lock()
 	s.track.Answer(c)
 	if sp := s.spools[c]; sp != nil {
@@ -88,7 +89,7 @@ func (s *imapSession) answer(c *imapsession.Cmd, status string) error {
 
 // resend asks the new upstream for what the client is owed, and lets the client
 // go on.
-func (s *imapSession) resend(up *upstream) {
+func (s *session) resend(up *link) {
 	s.send.Lock()
 	defer s.send.Unlock()
 	s.up = up
@@ -109,7 +110,7 @@ func (s *imapSession) resend(up *upstream) {
 			told = s.tellNews(c.Verb)
 		}
 		s.mu.Unlock()
-		s.p.opt.Log.Debug("asked again", "account", s.account, "tag", c.Tag, "command", c.Verb, "uids", c.UIDs, "side", up.lease.Side, "answer", again.Answer)
+		s.srv.opt.Log.Debug("asked again", "account", s.account, "tag", c.Tag, "command", c.Verb, "uids", c.UIDs, "side", up.lease.Side, "answer", again.Answer)
 		if again.Answer != "" {
 			_ = s.answer(c, again.Answer)
 			continue
@@ -140,7 +141,7 @@ func (s *imapSession) resend(up *upstream) {
 }
 
 // tellNews returns what the client may be told now of its mailbox; mu is held.
-func (s *imapSession) tellNews(verb string) []byte {
+func (s *session) tellNews(verb string) []byte {
 	if s.numbers.Same() && !s.news.exists && s.news.flags == nil || s.track.Box == nil {
 		return nil
 	}
@@ -163,7 +164,7 @@ func (s *imapSession) tellNews(verb string) []byte {
 
 // tellExists tells of messages that the mailbox has got: before anything else is
 // said of them. mu is held.
-func (s *imapSession) tellExists() []byte {
+func (s *session) tellExists() []byte {
 	if !s.news.exists || s.track.Box == nil {
 		return nil
 	}
@@ -173,7 +174,7 @@ func (s *imapSession) tellExists() []byte {
 
 // clientNumbers translates the number of an untagged response; mu is held. hide
 // tells that the response is about a message that the client does not count.
-func (s *imapSession) clientNumbers(line []byte) (out []byte, hide bool) {
+func (s *session) clientNumbers(line []byte) (out []byte, hide bool) {
 	if s.numbers.Same() || s.track.Opening() {
 		return nil, false
 	}
@@ -202,7 +203,7 @@ func (s *imapSession) clientNumbers(line []byte) (out []byte, hide bool) {
 	return append(fmt.Appendf(nil, "* %d", n), rest...), false
 }
 
-func (s *imapSession) clientSearch(r imapwire.Response) []byte {
+func (s *session) clientSearch(r imapwire.Response) []byte {
 	if c := s.track.Oldest(); c == nil || c.Verb != "SEARCH" {
 		return nil
 	}
@@ -219,7 +220,7 @@ func (s *imapSession) clientSearch(r imapwire.Response) []byte {
 }
 
 // renumber translates the numbers of a command; nil if there are none.
-func (s *imapSession) renumber(c *imapsession.Cmd, line []byte) ([]byte, error) {
+func (s *session) renumber(c *imapsession.Cmd, line []byte) ([]byte, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.numbers.Same() {

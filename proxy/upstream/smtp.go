@@ -1,19 +1,21 @@
-package proxy
+package upstream
 
 import (
 	"bufio"
 	"context"
+	"encoding/base64"
 	"fmt"
 	"io"
 	"net"
 	"strings"
 	"time"
 
+	"understudy/proxy/seam"
 	"understudy/snoop/smtpwire"
 )
 
-// smtpUp is one SMTP session with production.
-type smtpUp struct {
+// SMTP is one SMTP session with production.
+type SMTP struct {
 	t    Target
 	e    Endpoint
 	conn net.Conn
@@ -24,7 +26,8 @@ type smtpUp struct {
 	ext  []string
 }
 
-func (t Target) dialSMTP(ctx context.Context, c Client) (SMTPUpstream, error) {
+// DialSMTP connects for a client, under TLS where that is asked for.
+func (t Target) DialSMTP(ctx context.Context, c seam.Client) (*SMTP, error) {
 	e := t.SMTP
 	if c.Submission {
 		e = t.Submission
@@ -35,7 +38,7 @@ func (t Target) dialSMTP(ctx context.Context, c Client) (SMTPUpstream, error) {
 	if err != nil {
 		return nil, err
 	}
-	u := &smtpUp{t: t, e: e}
+	u := &SMTP{t: t, e: e}
 	u.use(conn)
 	if e.Security != StartTLS {
 		return u, nil
@@ -47,13 +50,13 @@ func (t Target) dialSMTP(ctx context.Context, c Client) (SMTPUpstream, error) {
 	return u, nil
 }
 
-func (u *smtpUp) use(conn net.Conn) {
+func (u *SMTP) use(conn net.Conn) {
 	u.conn = conn
 	u.br = bufio.NewReaderSize(conn, 4<<10)
 	u.w = bufio.NewWriterSize(conn, 16<<10)
 }
 
-func (u *smtpUp) startTLS(ctx context.Context) error {
+func (u *SMTP) startTLS(ctx context.Context) error {
 	hi, err := u.read()
 	if err != nil || !hi.OK() {
 		return fmt.Errorf("greeting: %s: %w", hi, err)
@@ -80,13 +83,16 @@ func (u *smtpUp) startTLS(ctx context.Context) error {
 // ten minutes (RFC 5321 section 4.5.3.2.6).
 const replyTimeout = 10 * time.Minute
 
-func (u *smtpUp) read() (smtpwire.Reply, error) {
+// writeTimeout is the longest that a line may take to be sent.
+const writeTimeout = 5 * time.Minute
+
+func (u *SMTP) read() (smtpwire.Reply, error) {
 	_ = u.conn.SetReadDeadline(time.Now().Add(replyTimeout))
 	return smtpwire.ReadReply(u.br)
 }
 
-func (u *smtpUp) do(line string) (smtpwire.Reply, error) {
-	_ = u.conn.SetWriteDeadline(time.Now().Add(smtpTimeout))
+func (u *SMTP) do(line string) (smtpwire.Reply, error) {
+	_ = u.conn.SetWriteDeadline(time.Now().Add(writeTimeout))
 	if _, err := u.w.WriteString(line + "\r\n"); err != nil {
 		return smtpwire.Reply{}, err
 	}
@@ -96,17 +102,17 @@ func (u *smtpUp) do(line string) (smtpwire.Reply, error) {
 	return u.read()
 }
 
-// Greeting implements SMTPUpstream.
-func (u *smtpUp) Greeting() (smtpwire.Reply, error) {
+// Greeting implements proxy/smtp.Upstream.
+func (u *SMTP) Greeting() (smtpwire.Reply, error) {
 	if u.hi.Code != 0 {
 		return u.hi, nil
 	}
 	return u.read()
 }
 
-// Hello implements SMTPUpstream. Where production offers XCLIENT it is told
+// Hello implements proxy/smtp.Upstream. Where production offers XCLIENT it is told
 // the client first, which begins the session anew.
-func (u *smtpUp) Hello(c Client) (smtpwire.Reply, error) {
+func (u *SMTP) Hello(c seam.Client) (smtpwire.Reply, error) {
 	verb := "HELO "
 	if c.ESMTP {
 		verb = "EHLO "
@@ -129,15 +135,15 @@ func (u *smtpUp) Hello(c Client) (smtpwire.Reply, error) {
 	return u.do(verb + c.Helo)
 }
 
-func (u *smtpUp) xclient(c Client) string {
+func (u *SMTP) xclient(c seam.Client) string {
 	if !u.t.XClient {
 		return ""
 	}
-	ap, ok := addrPort(c.Addr)
-	if !ok {
+	ap := c.Addr
+	if !ap.IsValid() {
 		return ""
 	}
-	addr := ap.Addr().String()
+	addr := ap.Addr().WithZone("").String()
 	if ap.Addr().Is6() {
 		addr = "IPV6:" + addr
 	}
@@ -161,58 +167,54 @@ func (u *smtpUp) xclient(c Client) string {
 	return ""
 }
 
-// Auth implements SMTPUpstream.
-func (u *smtpUp) Auth(l Login) (smtpwire.Reply, error) {
-	mech, resp := "PLAIN", plainResponse(l)
-	if l.Token() {
-		mech, resp = l.Mechanism, l.Response
-	}
+// Auth implements proxy/smtp.Upstream.
+func (u *SMTP) Auth(l seam.Login) (smtpwire.Reply, error) {
+	mech, resp := l.SASL()
 	for _, x := range u.ext {
-		if f := strings.Fields(x); f[0] == "AUTH" && !hasWord(f[1:], mech) && hasWord(f[1:], "LOGIN") && !l.Token() {
+		if f := seam.Caps(strings.Fields(x)); f[0] == "AUTH" && !f[1:].Has(mech) && f[1:].Has("LOGIN") && !l.Token() {
 			return u.authLogin(l)
 		}
 	}
-	r, err := u.do("AUTH " + mech + " " + b64(resp))
+	r, err := u.do("AUTH " + mech + " " + encode(resp))
 	if err == nil && r.Code == 334 {
 		r, err = u.do("")
 	}
 	return r, err
 }
 
-func (u *smtpUp) authLogin(l Login) (smtpwire.Reply, error) {
+func (u *SMTP) authLogin(l seam.Login) (smtpwire.Reply, error) {
 	r, err := u.do("AUTH LOGIN")
 	for _, v := range []string{l.AuthUser, l.Password} {
 		if err != nil || r.Code != 334 {
 			return r, err
 		}
-		r, err = u.do(b64([]byte(v)))
+		r, err = u.do(encode([]byte(v)))
 	}
 	return r, err
 }
 
-// Command implements SMTPUpstream.
-func (u *smtpUp) Command(_, line string) (smtpwire.Reply, error) { return u.do(line) }
+// Command implements proxy/smtp.Upstream.
+func (u *SMTP) Command(_, line string) (smtpwire.Reply, error) { return u.do(line) }
 
-// Data implements SMTPUpstream.
-func (u *smtpUp) Data() (io.Writer, error) {
+// Data implements proxy/smtp.Upstream.
+func (u *SMTP) Data() (io.Writer, smtpwire.Reply, error) {
 	r, err := u.do("DATA")
-	if err != nil {
-		return nil, err
-	}
-	if r.Code != 354 {
-		return nil, Refused(r)
+	if err != nil || r.Code != 354 {
+		return nil, r, err
 	}
 	u.dots = &smtpwire.DotWriter{W: u.w}
-	return u.dots, nil
+	return u.dots, r, nil
 }
 
-// Finish implements SMTPUpstream.
-func (u *smtpUp) Finish() (smtpwire.Reply, error) {
+// Finish implements proxy/smtp.Upstream.
+func (u *SMTP) Finish() (smtpwire.Reply, error) {
 	if err := u.dots.Close(); err != nil {
 		return smtpwire.Reply{}, err
 	}
 	return u.read()
 }
 
-// Close implements SMTPUpstream.
-func (u *smtpUp) Close() { _ = u.conn.Close() }
+// Close implements proxy/smtp.Upstream.
+func (u *SMTP) Close() { _ = u.conn.Close() }
+
+func encode(b []byte) string { return base64.StdEncoding.EncodeToString(b) }

@@ -1,59 +1,60 @@
-package proxy
+package smtp
 
 import (
 	"bufio"
 	"context"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
 	"net"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	"understudy/proxy/login"
+	"understudy/proxy/seam"
 	"understudy/replica/row"
 	"understudy/snoop/imapwire"
 	"understudy/snoop/smtpwire"
 )
 
-// smtpSession reads one client's commands strictly, has the upstream answer
+// session reads one client's commands strictly, has the upstream answer
 // them one by one, and keeps the envelope and the message for the Tap and for
 // the next upstream.
-type smtpSession struct {
-	p      *Proxy
+type session struct {
+	srv    *Server
 	conn   net.Conn
 	br     *bufio.Reader
 	w      *bufio.Writer
-	client Client
-	seam   smtpSeam
+	client seam.Client
+	swap   swap
 
 	mail  row.Envelope
 	lines []string // MAIL and RCPT as they were sent
 	inTx  bool
 	helo  bool
-	login *Login // taken
+	login *seam.Login // taken
 	bad   int
 	quit  bool
 }
 
 const (
-	smtpTimeout = 5 * time.Minute // RFC 5321 section 4.5.3.2
-	bodyTimeout = 30 * time.Minute
-	maxBadSMTP  = 20
+	commandTimeout = 5 * time.Minute // RFC 5321 section 4.5.3.2
+	bodyTimeout    = 30 * time.Minute
+	maxBad         = 20
+	maxBadAuth     = 3
 )
 
-func (p *Proxy) serveSMTP(ctx context.Context, conn net.Conn, kind Kind) {
-	s := &smtpSession{p: p, conn: conn}
-	s.client = Client{Addr: conn.RemoteAddr(), Local: conn.LocalAddr(), Submission: kind != SMTP, TLS: kind == Submissions}
+// ServeConn serves a client's connection, which the caller closes.
+func (srv *Server) ServeConn(ctx context.Context, conn net.Conn, who seam.Client) {
+	s := &session{srv: srv, conn: conn, client: who}
 	s.buffers()
-	s.seam.s, s.seam.mu = s, newLock()
-	defer s.seam.leave()
-	hi, err := s.seam.call(ctx, func(up *smtpUpstream) (smtpwire.Reply, error) { return up.hi, nil })
+	s.swap.s, s.swap.mu = s, seam.NewTurn()
+	defer s.swap.leave()
+	hi, err := s.swap.call(ctx, func(up *link) (smtpwire.Reply, error) { return up.hi, nil })
 	if err != nil {
 		// No 4xx greeting: a peer tries again all the sooner after a drop.
-		p.opt.Log.Debug("SMTP session cannot begin", "client", s.client.Addr, "err", err)
+		srv.opt.Log.Debug("SMTP session cannot begin", "client", s.client.Addr, "err", err)
 		return
 	}
 	s.reply(hi)
@@ -71,7 +72,7 @@ func (p *Proxy) serveSMTP(ctx context.Context, conn net.Conn, kind Kind) {
 }
 
 // fail ends a session; what is not answered stays unanswered.
-func (s *smtpSession) fail(err error) {
+func (s *session) fail(err error) {
 	switch {
 	case errors.Is(err, smtpwire.ErrLineTooLong):
 		s.reply(smtpwire.NewReply(500, "5.5.2 Line too long"))
@@ -79,21 +80,21 @@ func (s *smtpSession) fail(err error) {
 	case errors.Is(err, errEnd), errors.Is(err, io.EOF):
 		_ = s.w.Flush()
 	}
-	s.p.opt.Log.Debug("SMTP session ended", "client", s.client.Addr, "err", err)
+	s.srv.opt.Log.Debug("SMTP session ended", "client", s.client.Addr, "err", err)
 }
 
-func (s *smtpSession) buffers() {
+func (s *session) buffers() {
 	s.br = bufio.NewReaderSize(s.conn, 8<<10)
 	s.w = bufio.NewWriterSize(s.conn, 4<<10)
 }
 
-func (s *smtpSession) reply(r smtpwire.Reply) {
-	_ = s.conn.SetWriteDeadline(time.Now().Add(smtpTimeout))
+func (s *session) reply(r smtpwire.Reply) {
+	_ = s.conn.SetWriteDeadline(time.Now().Add(commandTimeout))
 	_, _ = s.w.Write(r.Append(nil))
 }
 
-func (s *smtpSession) step(ctx context.Context) error {
-	_ = s.conn.SetReadDeadline(time.Now().Add(smtpTimeout))
+func (s *session) step(ctx context.Context) error {
+	_ = s.conn.SetReadDeadline(time.Now().Add(commandTimeout))
 	if ctx.Err() != nil {
 		s.reply(smtpwire.NewReply(421, "4.3.2 Service is shutting down"))
 		return errEnd
@@ -127,16 +128,16 @@ func (s *smtpSession) step(ctx context.Context) error {
 	return s.refuse(500, "5.5.1 Unknown command")
 }
 
-func (s *smtpSession) refuse(code int, text string) error {
+func (s *session) refuse(code int, text string) error {
 	s.reply(smtpwire.NewReply(code, "%s", text))
-	if s.bad++; s.bad > maxBadSMTP {
+	if s.bad++; s.bad > maxBad {
 		s.reply(smtpwire.NewReply(421, "4.7.0 Too many errors"))
 		return errEnd
 	}
 	return nil
 }
 
-func (s *smtpSession) simple(ctx context.Context, c smtpwire.Command) error {
+func (s *session) simple(ctx context.Context, c smtpwire.Command) error {
 	line := c.Verb
 	switch c.Verb {
 	case "RSET":
@@ -155,13 +156,13 @@ func (s *smtpSession) simple(ctx context.Context, c smtpwire.Command) error {
 	return nil
 }
 
-func (s *smtpSession) reset() {
+func (s *session) reset() {
 	s.mail, s.lines, s.inTx = row.Envelope{User: s.mail.User}, nil, false
 }
 
-func (s *smtpSession) goodbye(ctx context.Context) error {
+func (s *session) goodbye(ctx context.Context) error {
 	r := smtpwire.NewReply(221, "2.0.0 Bye")
-	if up, unlock := s.seam.now(); up != nil {
+	if up, unlock := s.swap.now(); up != nil {
 		if q, err := up.Command("QUIT", "QUIT"); err == nil {
 			r = q
 		}
@@ -173,18 +174,18 @@ func (s *smtpSession) goodbye(ctx context.Context) error {
 }
 
 // command has the upstream answer a line.
-func (s *smtpSession) command(ctx context.Context, verb, line string) (smtpwire.Reply, error) {
-	return s.seam.call(ctx, func(up *smtpUpstream) (smtpwire.Reply, error) { return up.Command(verb, line) })
+func (s *session) command(ctx context.Context, verb, line string) (smtpwire.Reply, error) {
+	return s.swap.call(ctx, func(up *link) (smtpwire.Reply, error) { return up.Command(verb, line) })
 }
 
-func (s *smtpSession) hello(ctx context.Context, c smtpwire.Command) error {
+func (s *session) hello(ctx context.Context, c smtpwire.Command) error {
 	if c.Arg == "" || strings.ContainsAny(c.Arg, " \t") {
 		return s.refuse(501, "5.5.4 Name of the client is missing")
 	}
 	s.client.Helo, s.client.ESMTP = c.Arg, c.Verb == "EHLO"
 	s.reset()
 	s.helo = false // said below
-	r, err := s.seam.call(ctx, func(up *smtpUpstream) (smtpwire.Reply, error) { return up.Hello(s.client) })
+	r, err := s.swap.call(ctx, func(up *link) (smtpwire.Reply, error) { return up.Hello(s.client) })
 	if err != nil {
 		return err
 	}
@@ -197,7 +198,7 @@ func (s *smtpSession) hello(ctx context.Context, c smtpwire.Command) error {
 }
 
 // cutExtensions keeps of an EHLO answer what this proxy and the standby do.
-func (s *smtpSession) cutExtensions(lines []string) []string {
+func (s *session) cutExtensions(lines []string) []string {
 	out := lines[:1:1]
 	for _, l := range lines[1:] {
 		word, _, _ := strings.Cut(strings.ToUpper(l), " ")
@@ -205,20 +206,21 @@ func (s *smtpSession) cutExtensions(lines []string) []string {
 		case "PIPELINING", "SIZE", "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES", "DSN":
 			out = append(out, l)
 		case "AUTH":
-			if mechs := cutCaps(strings.Fields(strings.ToUpper(l))[1:], []string{"PLAIN", "LOGIN", "XOAUTH2", "OAUTHBEARER"}); mechs != "" && (s.client.TLS || s.p.opt.PlainOK) {
-				out = append(out, "AUTH "+mechs)
+			mechs := seam.Caps(strings.Fields(strings.ToUpper(l))[1:]).Cut(seam.Caps{"PLAIN", "LOGIN", "XOAUTH2", "OAUTHBEARER"})
+			if mechs != nil && (s.client.TLS || s.srv.opt.PlainOK) {
+				out = append(out, "AUTH "+mechs.String())
 			}
 		}
 	}
-	if s.p.opt.TLS != nil && !s.client.TLS {
+	if s.srv.opt.StartTLS != nil && !s.client.TLS {
 		out = append(out, "STARTTLS")
 	}
 	return out
 }
 
-func (s *smtpSession) startTLS(ctx context.Context) error {
+func (s *session) startTLS(ctx context.Context) error {
 	switch {
-	case s.p.opt.TLS == nil:
+	case s.srv.opt.StartTLS == nil:
 		return s.refuse(502, "5.5.1 TLS is not available")
 	case s.client.TLS:
 		return s.refuse(503, "5.5.1 TLS is active")
@@ -230,7 +232,7 @@ func (s *smtpSession) startTLS(ctx context.Context) error {
 	if err := s.w.Flush(); err != nil {
 		return err
 	}
-	t, err := s.p.handshake(ctx, s.conn)
+	t, err := s.srv.opt.StartTLS(ctx, s.conn)
 	if err != nil {
 		return err
 	}
@@ -242,10 +244,10 @@ func (s *smtpSession) startTLS(ctx context.Context) error {
 	return nil
 }
 
-func (s *smtpSession) auth(ctx context.Context, c smtpwire.Command) error {
+func (s *session) auth(ctx context.Context, c smtpwire.Command) error {
 	f := strings.Fields(c.Arg)
 	switch {
-	case !s.client.TLS && !s.p.opt.PlainOK:
+	case !s.client.TLS && !s.srv.opt.PlainOK:
 		return s.refuse(538, "5.7.11 Use TLS first")
 	case s.mail.User != "" || s.inTx || !s.helo:
 		return s.refuse(503, "5.5.1 Not now")
@@ -256,7 +258,7 @@ func (s *smtpSession) auth(ctx context.Context, c smtpwire.Command) error {
 	if has {
 		initial = f[1]
 	}
-	l, err := readMechanism(strings.ToUpper(f[0]), initial, has, func(challenge string) (string, error) {
+	l, err := login.SASL(strings.ToUpper(f[0]), initial, has, func(challenge string) (string, error) {
 		s.reply(smtpwire.Reply{Code: 334, Lines: []string{challenge}})
 		if err := s.w.Flush(); err != nil {
 			return "", err
@@ -269,8 +271,8 @@ func (s *smtpSession) auth(ctx context.Context, c smtpwire.Command) error {
 	if err != nil {
 		return err
 	}
-	side := Standby
-	r, err := s.seam.call(ctx, func(up *smtpUpstream) (smtpwire.Reply, error) {
+	side := seam.Standby
+	r, err := s.swap.call(ctx, func(up *link) (smtpwire.Reply, error) {
 		side = up.lease.Side
 		return up.Auth(l)
 	})
@@ -279,13 +281,13 @@ func (s *smtpSession) auth(ctx context.Context, c smtpwire.Command) error {
 	}
 	if r.OK() {
 		s.login = &l
-		if side == Production {
-			if _, err := s.p.opt.Tap.LoggedIn(context.Background(), l); err != nil {
-				s.p.opt.Log.Warn("login was not learned", "user", l.User, "err", err)
+		if side == seam.Production {
+			if _, err := s.srv.opt.Logins.LoggedIn(context.Background(), l); err != nil {
+				s.srv.opt.Log.Warn("login was not learned", "user", l.User, "err", err)
 			}
 		}
 		s.mail.User = l.User
-	} else if s.bad++; s.bad > maxBad {
+	} else if s.bad++; s.bad > maxBadAuth {
 		s.reply(r)
 		return errEnd
 	}
@@ -293,7 +295,7 @@ func (s *smtpSession) auth(ctx context.Context, c smtpwire.Command) error {
 	return nil
 }
 
-func (s *smtpSession) mailFrom(ctx context.Context, c smtpwire.Command) error {
+func (s *session) mailFrom(ctx context.Context, c smtpwire.Command) error {
 	path, err := smtpwire.ParsePath("FROM", c.Arg)
 	switch {
 	case err != nil:
@@ -303,8 +305,8 @@ func (s *smtpSession) mailFrom(ctx context.Context, c smtpwire.Command) error {
 	}
 	for _, p := range path.Params {
 		if v, ok := strings.CutPrefix(strings.ToUpper(p), "SIZE="); ok {
-			if n, err := strconv.ParseInt(v, 10, 64); err != nil || n > s.p.opt.MaxMessage {
-				return s.refuse(552, fmt.Sprintf("5.3.4 Message is over the limit of %d bytes", s.p.opt.MaxMessage))
+			if n, err := strconv.ParseInt(v, 10, 64); err != nil || n > s.srv.opt.MaxMessage {
+				return s.refuse(552, fmt.Sprintf("5.3.4 Message is over the limit of %d bytes", s.srv.opt.MaxMessage))
 			}
 		}
 	}
@@ -325,7 +327,7 @@ func canonical(cmd string, p smtpwire.Path) string {
 	return strings.Join(append([]string{cmd + "<" + p.Addr + ">"}, p.Params...), " ")
 }
 
-func (s *smtpSession) rcptTo(ctx context.Context, c smtpwire.Command) error {
+func (s *session) rcptTo(ctx context.Context, c smtpwire.Command) error {
 	path, err := smtpwire.ParsePath("TO", c.Arg)
 	switch {
 	case err != nil || path.Addr == "":
@@ -349,7 +351,7 @@ func (s *smtpSession) rcptTo(ctx context.Context, c smtpwire.Command) error {
 }
 
 // data carries a message. Its outcome is passed on after it is durable here.
-func (s *smtpSession) data(ctx context.Context, c smtpwire.Command) error {
+func (s *session) data(ctx context.Context, c smtpwire.Command) error {
 	switch {
 	case c.Arg != "":
 		return s.refuse(501, "5.5.4 DATA takes no argument")
@@ -359,7 +361,7 @@ func (s *smtpSession) data(ctx context.Context, c smtpwire.Command) error {
 		s.reply(smtpwire.NewReply(503, "5.5.0 Text behind DATA"))
 		return errEnd
 	}
-	r, err := s.seam.call(ctx, (*smtpUpstream).begin)
+	r, err := s.swap.call(ctx, (*link).begin)
 	if err != nil {
 		return err
 	}
@@ -372,131 +374,30 @@ func (s *smtpSession) data(ctx context.Context, c smtpwire.Command) error {
 	if err := s.w.Flush(); err != nil {
 		return err
 	}
-	sp := s.p.opt.Tap.NewSpool()
+	sp := s.srv.opt.NewSpool()
 	defer sp.Discard()
-	_, err = smtpwire.CopyBody(io.MultiWriter(sp, &s.seam), s.br, s.p.opt.MaxMessage)
+	_, err = smtpwire.CopyBody(io.MultiWriter(sp, &s.swap), s.br, s.srv.opt.MaxMessage)
 	if err == nil {
 		return s.finish(ctx, sp)
 	}
 	// Upstream never gets an end-of-data: it has no message.
 	switch {
 	case errors.Is(err, smtpwire.ErrTooBig):
-		s.reply(smtpwire.NewReply(552, "5.3.4 Message is over the limit of %d bytes", s.p.opt.MaxMessage))
+		s.reply(smtpwire.NewReply(552, "5.3.4 Message is over the limit of %d bytes", s.srv.opt.MaxMessage))
 		return errEnd
 	case isNet(err):
 		return err
 	}
-	s.p.opt.Log.Error("keep a message that arrives", "err", err)
+	s.srv.opt.Log.Error("keep a message that arrives", "err", err)
 	s.reply(smtpwire.NewReply(452, "4.3.1 Storage of the appliance failed"))
 	return errEnd
 }
 
-// finish ends a message. Its outcome is passed on after it is durable here.
-// If production was lost after the end-of-data, whether it has the message is
-// not known: those of its recipients whose mailboxes are here are answered for
-// at once, and the message is owed to them; the others are asked of the next
-// upstream, where they may come to get it twice (RFC 5321 section 6.1).
-func (s *smtpSession) finish(ctx context.Context, sp row.Spool) error {
-	// Noted before it is known whether it is a repeated one: should this end here,
-	// it comes once more.
-	told, answered := false, s.p.opt.Tap.Taking(s.mail, sp)
-	defer func() { answered(told) }()
-	if again, err := s.p.opt.Tap.Repeated(ctx, s.mail, sp); err != nil {
-		return s.unsafe(err)
-	} else if again {
-		s.seam.abandon()
-		s.reset()
-		s.reply(smtpwire.NewReply(250, "2.0.0 Ok: accepted before"))
-		if err := s.w.Flush(); err != nil {
-			return err
-		}
-		told = true
-		return nil
-	}
-	for {
-		var arrival Arrival
-		sent, lost := false, false
-		r, err := s.seam.call(ctx, func(up *smtpUpstream) (smtpwire.Reply, error) {
-			if r, err := up.wholeBody(sp); err != nil || r.Code != 0 {
-				return r, err
-			}
-			if arrival != nil {
-				arrival.Refused() // by an upstream that closed
-				arrival = nil
-			}
-			if up.lease.Side == Production {
-				arrival = s.p.opt.Tap.Arriving(ctx, s.mail, sp)
-			}
-			sent = true
-			r, err := up.Finish()
-			if lost = err != nil; lost {
-				// The call must not be made again.
-				s.seam.lose(err)
-				return smtpwire.NewReply(250, "2.0.0 Ok"), nil
-			}
-			return r, nil
-		})
-		switch {
-		case err != nil:
-			if arrival != nil {
-				arrival.Refused()
-			}
-			return err
-		case arrival != nil && !r.OK():
-			arrival.Refused()
-		case arrival != nil && lost:
-			left, err := arrival.Owe()
-			if err != nil {
-				return s.unsafe(err)
-			}
-			if s.only(left); len(left) > 0 {
-				continue
-			}
-		case arrival != nil:
-			if err := arrival.Accepted(); err != nil {
-				return s.unsafe(err)
-			}
-		case sent && lost:
-			return errEnd
-		}
-		s.reset()
-		s.reply(r)
-		if err := s.w.Flush(); err != nil {
-			return err
-		}
-		told = true
-		return nil
-	}
-}
-
-func (s *smtpSession) unsafe(err error) error {
-	s.p.opt.Log.Error("an accepted message could not be made durable; its 250 is not passed on", "err", err)
-	return errEnd
-}
-
-// only leaves of the transaction the recipients that are still to be asked for.
-func (s *smtpSession) only(rcpts []string) {
-	lines := s.lines[:1:1]
-	for i, r := range s.mail.Rcpts {
-		if slices.Contains(rcpts, r) {
-			lines = append(lines, s.lines[i+1])
-		}
-	}
-	s.mail.Rcpts, s.lines = rcpts, lines
-}
+// errEnd ends a session that was answered.
+var errEnd = errors.New("session ended")
 
 // isNet: the client's connection failed.
 func isNet(err error) bool {
 	var ne net.Error
 	return errors.Is(err, io.ErrUnexpectedEOF) || errors.As(err, &ne)
 }
-
-// errReply is a refusal where a message was to begin.
-type errReply struct{ smtpwire.Reply }
-
-func (e errReply) Error() string { return e.String() }
-
-// Refused makes the error by which an upstream's Data tells a refusal.
-func Refused(r smtpwire.Reply) error { return errReply{r} }
-
-func b64(b []byte) string { return base64.StdEncoding.EncodeToString(b) }

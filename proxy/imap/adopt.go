@@ -1,7 +1,6 @@
-package proxy
+package imap
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -13,15 +12,12 @@ import (
 	"strings"
 	"time"
 
+	"understudy/proxy/seam"
+	"understudy/proxy/upstream"
 	"understudy/replica/row"
 	"understudy/snoop/imapsession"
 	"understudy/snoop/imapwire"
-	"understudy/snoop/smtpwire"
 )
-
-// maxAnswer bounds a line that is read while a session is moved: the UIDs of a
-// large mailbox.
-const maxAnswer = 16 << 20
 
 // news is what the client has still to be told of its mailbox.
 type news struct {
@@ -30,28 +26,26 @@ type news struct {
 }
 
 // standby makes the standby the upstream.
-func (s *imapSession) standby(lease Lease) *upstream {
-	s.p.banner.mu.RLock()
-	caps := s.p.banner.caps
-	s.p.banner.mu.RUnlock()
+func (s *session) standby(lease seam.Lease) *link {
+	caps := s.srv.banner.Show().Caps
 	near, far := net.Pipe()
-	up := &upstream{imapConn: &imapConn{Conn: near, br: bufio.NewReaderSize(near, 1<<10), caps: caps}, lease: lease,
+	up := &link{IMAP: upstream.NewIMAP(near, caps), lease: lease,
 		lost: make(chan struct{}), ended: make(chan struct{})}
-	s.p.far.Go(func() {
+	s.srv.far.Go(func() {
 		defer close(up.ended)
-		err := s.p.opt.IMAP.ServeIMAP(s.life, far, s.account, caps)
+		err := s.srv.opt.Standby.ServeIMAP(s.life, far, s.account, caps)
 		_ = far.Close()
-		s.p.opt.Log.Debug("standby session", "account", s.account, "err", err)
+		s.srv.opt.Log.Debug("standby session", "account", s.account, "err", err)
 	})
 	return up
 }
 
 // next waits for whoever answers now, and brings it to the session's state.
-func (s *imapSession) next(ctx context.Context) *upstream {
+func (s *session) next(ctx context.Context) *link {
 	ctx, cancel := context.WithTimeout(ctx, parkLimit)
 	defer cancel()
 	for {
-		lease, err := s.p.opt.Gate.Enter(ctx, s.login.User)
+		lease, err := s.srv.opt.Gate.Enter(ctx, s.login.User)
 		if err != nil {
 			return nil
 		}
@@ -60,16 +54,16 @@ func (s *imapSession) next(ctx context.Context) *upstream {
 			return up
 		}
 		lease.Release()
-		s.p.opt.Log.Debug("session is not adopted yet", "account", s.account, "err", err)
+		s.srv.opt.Log.Debug("session is not adopted yet", "account", s.account, "err", err)
 		if errors.Is(err, imapsession.ErrNotAdoptable) || errors.As(err, &errClient{}) {
 			s.giveUp(err)
 			return nil
 		}
-		if lease.Side == Production && ctx.Err() == nil {
-			s.p.opt.Gate.Trouble(err)
+		if lease.Side == seam.Production && ctx.Err() == nil {
+			s.srv.opt.Gate.Trouble(err)
 		}
 		select {
-		case <-time.After(retryPause):
+		case <-time.After(seam.RetryPause):
 		case <-ctx.Done():
 			return nil
 		}
@@ -77,19 +71,19 @@ func (s *imapSession) next(ctx context.Context) *upstream {
 }
 
 // attach makes an upstream and brings it to the session's state.
-func (s *imapSession) attach(ctx context.Context, lease Lease) (*upstream, error) {
-	work, cancel := leaseContext(ctx, lease)
+func (s *session) attach(ctx context.Context, lease seam.Lease) (*link, error) {
+	work, cancel := upstream.LeaseContext(ctx, lease)
 	defer cancel()
-	var up *upstream
+	var up *link
 	var err error
-	if lease.Side == Standby {
+	if lease.Side == seam.Standby {
 		up = s.standby(lease)
 	} else if up, err = s.relogin(work, lease); err != nil {
 		return nil, err
 	}
 	stop := context.AfterFunc(work, func() { _ = up.Close() })
-	_ = up.SetDeadline(time.Now().Add(answerTimeout))
-	if lease.Side == Production {
+	_ = up.SetDeadline(time.Now().Add(upstream.AnswerTimeout))
+	if lease.Side == seam.Production {
 		s.outlast(work)
 	}
 	// Before the mailbox is opened: of what is taken out of it now the client is
@@ -104,7 +98,7 @@ func (s *imapSession) attach(ctx context.Context, lease Lease) (*upstream, error
 		err = s.answerDone()
 	}
 	if !stop() && err == nil {
-		err = errLost
+		err = seam.ErrLost
 	}
 	if err != nil {
 		up.shut()
@@ -119,7 +113,7 @@ func (s *imapSession) attach(ctx context.Context, lease Lease) (*upstream, error
 const lateLimit = 200 * time.Millisecond
 
 // outlast waits until production has most likely done what it had received.
-func (s *imapSession) outlast(ctx context.Context) {
+func (s *session) outlast(ctx context.Context) {
 	if s.unsure.IsZero() {
 		return
 	}
@@ -132,38 +126,38 @@ func (s *imapSession) outlast(ctx context.Context) {
 
 // inTurn runs f, which asks the standby. Thousands of sessions at once would all
 // be served last.
-func (s *imapSession) inTurn(ctx context.Context, side Side, f func() error) error {
-	if side == Production {
+func (s *session) inTurn(ctx context.Context, side seam.Side, f func() error) error {
+	if side == seam.Production {
 		return f()
 	}
 	select {
-	case s.p.turns <- struct{}{}:
+	case s.srv.turns <- struct{}{}:
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	defer func() { <-s.p.turns }()
+	defer func() { <-s.srv.turns }()
 	return f()
 }
 
 // relogin logs in to production as the client did, or as its master.
-func (s *imapSession) relogin(ctx context.Context, lease Lease) (*upstream, error) {
+func (s *session) relogin(ctx context.Context, lease seam.Lease) (*link, error) {
 	select {
-	case s.p.again <- struct{}{}:
+	case s.srv.again <- struct{}{}:
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	defer func() { <-s.p.again }()
-	logins := []Login{s.login}
-	if s.p.opt.Master != nil {
-		logins = append(logins, s.p.opt.Master(s.account))
+	defer func() { <-s.srv.again }()
+	logins := []seam.Login{s.login}
+	if s.srv.opt.Master != nil {
+		logins = append(logins, s.srv.opt.Master(s.account))
 	}
 	for _, l := range logins {
-		ic, r, err := s.p.opt.Target.loginIMAP(ctx, s.who, l)
-		if err == nil && r.Name == "OK" && ic.caps == nil {
-			_, err = ic.command("U4", "CAPABILITY")
+		ic, r, err := s.srv.opt.Target.LoginIMAP(ctx, s.who, l)
+		if err == nil && r.Name == "OK" && ic.Caps == nil {
+			_, err = ic.Command("U4", "CAPABILITY")
 		}
 		if err == nil && r.Name == "OK" {
-			return &upstream{imapConn: ic, lease: lease, lost: make(chan struct{})}, nil
+			return &link{IMAP: ic, lease: lease, lost: make(chan struct{})}, nil
 		}
 		if ic != nil {
 			_ = ic.Close()
@@ -179,7 +173,7 @@ func (s *imapSession) relogin(ctx context.Context, lease Lease) (*upstream, erro
 }
 
 // restore opens the mailbox, and finds out how the client's view of it differs.
-func (s *imapSession) restore(up *upstream) error {
+func (s *session) restore(up *link) error {
 	s.mu.Lock()
 	condstore, box := s.track.CondStore, s.track.Box
 	if s.track.Opening() {
@@ -189,11 +183,11 @@ func (s *imapSession) restore(up *upstream) error {
 	// Sent again without a second answer: only as a non-synchronising literal.
 	asked := slices.ContainsFunc(s.track.Outstanding(), func(c *imapsession.Cmd) bool { return c.Continued && c.Verb != "IDLE" })
 	s.mu.Unlock()
-	if asked && !hasWord(up.caps, "LITERAL+") {
+	if asked && !up.Caps.Has("LITERAL+") {
 		return fmt.Errorf("%w: upstream has no LITERAL+", imapsession.ErrNotAdoptable)
 	}
-	if condstore && hasWord(up.caps, "CONDSTORE") && hasWord(up.caps, "ENABLE") {
-		if _, err := up.command("UA1", "ENABLE CONDSTORE"); err != nil {
+	if condstore && up.Caps.Has("CONDSTORE") && up.Caps.Has("ENABLE") {
+		if _, err := up.Command("UA1", "ENABLE CONDSTORE"); err != nil {
 			return err
 		}
 	}
@@ -215,7 +209,7 @@ func (s *imapSession) restore(up *upstream) error {
 	s.track.Grow(fresh)
 	s.news = news{exists: len(fresh) > 0}
 	if box.ModSeq > 0 && modseq > box.ModSeq || len(filled) > 0 {
-		s.news.flags = s.p.opt.Tap.Changes(s.account, box.Name, box.ModSeq, filled)
+		s.news.flags = s.srv.opt.Replica.Changes(s.account, box.Name, box.ModSeq, filled)
 	}
 	box.UIDValidity, box.UIDNext = st.UIDValidity, st.UIDNext
 	if modseq > 0 {
@@ -225,13 +219,13 @@ func (s *imapSession) restore(up *upstream) error {
 }
 
 // reopen selects the mailbox and returns its UIDs.
-func (s *imapSession) reopen(up *upstream, box *imapsession.Box) (st BoxState, uids []uint32, modseq uint64, err error) {
+func (s *session) reopen(up *link, box *imapsession.Box) (st boxState, uids []uint32, modseq uint64, err error) {
 	verb := "SELECT "
 	if box.ReadOnly {
 		verb = "EXAMINE "
 	}
-	sn := s.p.opt.Tap.Known(s.account, box.Name)
-	r, err := up.ask("UA2", verb+imapwire.AString(box.Name), func(r imapwire.Response) {
+	sn := s.srv.opt.Replica.Known(s.account, box.Name)
+	r, err := up.Ask("UA2", verb+imapwire.AString(box.Name), func(r imapwire.Response) {
 		n, _ := strconv.ParseUint(string(r.Arg), 10, 32)
 		switch {
 		case r.Name == "EXISTS":
@@ -254,18 +248,18 @@ func (s *imapSession) reopen(up *upstream, box *imapsession.Box) (st BoxState, u
 	if uids, ok := view(sn, up.lease.Side, st); ok {
 		return st, uids, modseq, nil
 	}
-	uids, err = up.uids(st.Exists)
+	uids, err = listUIDs(up.IMAP, st.Exists)
 	return st, uids, modseq, err
 }
 
-// uids lists the open mailbox, which has count messages. It asks until the list is
+// listUIDs lists the open mailbox, which has count messages. It asks until the list is
 // what the server numbers: a message that another session has expunged may be left
 // out of a search before this session is told that it is gone (Cyrus does so), and
 // all numbers behind it would be taken for others.
-func (ic *imapConn) uids(count int) (uids []uint32, err error) {
+func listUIDs(ic *upstream.IMAP, count int) (uids []uint32, err error) {
 	changed := false
 	ask := func(text string) error {
-		r, err := ic.ask("UA3", text, func(r imapwire.Response) {
+		r, err := ic.Ask("UA3", text, func(r imapwire.Response) {
 			switch r.Name {
 			case "EXISTS":
 				count, changed = int(r.Num), true
@@ -299,29 +293,8 @@ func (ic *imapConn) uids(count int) (uids []uint32, err error) {
 	return nil, errors.New("the mailbox changes too fast")
 }
 
-// ask sends a command and reads its answers.
-func (ic *imapConn) ask(tag, text string, on func(imapwire.Response)) (imapwire.Response, error) {
-	if _, err := fmt.Fprintf(ic.Conn, "%s %s\r\n", tag, text); err != nil {
-		return imapwire.Response{}, err
-	}
-	for {
-		line, err := smtpwire.ReadLine(ic.br, maxAnswer)
-		if err != nil {
-			return imapwire.Response{}, err
-		}
-		r := imapwire.ParseResponse([]byte(line))
-		if r.Tag == tag {
-			return r, nil
-		}
-		if r.Name == "BYE" {
-			return r, fmt.Errorf("BYE %s", r.Rest)
-		}
-		on(r)
-	}
-}
-
 // finishUnit gives the client the rest of a literal that was cut.
-func (s *imapSession) finishUnit(up *upstream) error {
+func (s *session) finishUnit(up *link) error {
 	s.mu.Lock()
 	u := s.unit
 	s.mu.Unlock()
@@ -369,7 +342,7 @@ func holdsAll(c *imapsession.Cmd, head []byte) bool {
 
 // restOfLiteral fetches the section again, checks that it is the one of which
 // the client has the beginning, and forwards the rest.
-func (s *imapSession) restOfLiteral(up *upstream, u *unit) error {
+func (s *session) restOfLiteral(up *link, u *unit) error {
 	ask := section(u.line)
 	if i := strings.IndexByte(ask, '<'); i >= 0 {
 		ask = strings.TrimSuffix(ask, ">") + fmt.Sprintf(".%d>", u.size)
@@ -386,7 +359,7 @@ func (s *imapSession) restOfLiteral(up *upstream, u *unit) error {
 	}
 	found := false
 	for {
-		line, err := smtpwire.ReadLine(up.br, maxAnswer)
+		line, err := up.ReadLine()
 		if err != nil {
 			return err
 		}
@@ -409,13 +382,13 @@ func (s *imapSession) restOfLiteral(up *upstream, u *unit) error {
 		}
 		found = true
 		h := crc32.New(castagnoli)
-		if _, err := io.CopyN(h, up.br, u.got); err != nil {
+		if _, err := io.CopyN(h, up.R, u.got); err != nil {
 			return err
 		}
 		if h.Sum32() != u.sum {
 			return fmt.Errorf("%w: section %s of UID %d differs", imapsession.ErrNotAdoptable, ask, u.uid)
 		}
-		n, err := io.CopyN(writerFunc(s.toClient), up.br, u.size-u.got)
+		n, err := io.CopyN(writerFunc(s.toClient), up.R, u.size-u.got)
 		s.mu.Lock()
 		// Should this upstream be lost as well: nothing is sent twice.
 		s.unit.got = u.got + n

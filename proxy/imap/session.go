@@ -1,4 +1,4 @@
-package proxy
+package imap
 
 import (
 	"context"
@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 
+	"understudy/proxy/seam"
+	"understudy/proxy/upstream"
 	"understudy/replica/row"
 	"understudy/snoop/imapsession"
 )
@@ -32,52 +34,40 @@ const (
 	goneLimit = time.Minute
 )
 
-// upstream is one session with whoever answers, production or the standby.
-type upstream struct {
-	*imapConn
-	lease Lease
+// link is one session with whoever answers, production or the standby.
+type link struct {
+	*upstream.IMAP
+	lease seam.Lease
 	lost  chan struct{} // closed when nothing more is read from it
 	ended chan struct{} // of the standby's server: it does nothing any more
 }
 
 // shut closes the connection, and returns when nothing is done behind it.
-func (u *upstream) shut() {
+func (u *link) shut() {
 	_ = u.Close()
 	if u.ended != nil {
 		<-u.ended
 	}
 }
 
-// lock is a mutex that is held while a peer is waited for. Made of a channel, it
-// shows as waiting to tests under virtual time.
-type lock chan struct{}
-
-func newLock() lock { return make(lock, 1) }
-
-// Lock implements sync.Locker.
-func (l lock) Lock() { l <- struct{}{} }
-
-// Unlock implements sync.Locker.
-func (l lock) Unlock() { <-l }
-
-// imapSession is a session after login. Its upstream can be replaced at any
+// session is a session after login. Its upstream can be replaced at any
 // moment: what the client is still owed is asked of the next one.
 //
 // The client's pump and carry are the two goroutines. send guards which
 // upstream is in use and what is written to it, from the moment that a command
 // is followed until it is sent; mu guards what both goroutines follow. send is
 // taken before mu.
-type imapSession struct {
-	p       *Proxy
+type session struct {
+	srv     *Server
 	account string
-	login   Login
-	who     Client
+	login   seam.Login
+	who     seam.Client
 	client  net.Conn
 	life    context.Context // of the session, and of what stands in for production
 
-	send     lock
+	send     seam.Turn
 	attached *sync.Cond // on send: up or over changed
-	up       *upstream  // nil: none takes commands
+	up       *link      // nil: none takes commands
 	over     bool       // the session ends
 	unsure   time.Time  // when production was lost over a change; carry's and attach's own
 	upDue    time.Time  // when the write deadline was last set
@@ -101,28 +91,28 @@ type imapSession struct {
 	calm    chan struct{} // a command was answered
 	ended   chan struct{}
 
-	wmu       lock // writes to the client
+	wmu       seam.Turn // writes to the client
 	clientDue time.Time
 }
 
-func newIMAPSession(p *Proxy, account string, l Login, who Client, client net.Conn) *imapSession {
-	s := &imapSession{p: p, account: account, login: l, who: who, client: client, track: imapsession.New(account), heard: time.Now(),
+func newSession(srv *Server, account string, l seam.Login, who seam.Client, client net.Conn) *session {
+	s := &session{srv: srv, account: account, login: l, who: who, client: client, track: imapsession.New(account), heard: time.Now(),
 		spools: map[*imapsession.Cmd]row.Spool{}, done: map[*imapsession.Cmd]string{}, asking: map[*imapsession.Cmd]func(){},
-		before: map[*imapsession.Cmd]*row.Snapshot{}, send: newLock(), wmu: newLock(), proceed: make(chan bool, 1), calm: make(chan struct{}, 1), ended: make(chan struct{})}
+		before: map[*imapsession.Cmd]*row.Snapshot{}, send: seam.NewTurn(), wmu: seam.NewTurn(), proceed: make(chan bool, 1), calm: make(chan struct{}, 1), ended: make(chan struct{})}
 	s.attached = sync.NewCond(s.send)
 	return s
 }
 
 // run carries the session until the client ends it, or nobody can go on with
 // it. first makes the upstream to begin with.
-func (s *imapSession) run(ctx context.Context, first func() *upstream) {
+func (s *session) run(ctx context.Context, first func() *link) {
 	var wg sync.WaitGroup
 	ctx, cancel := context.WithCancel(ctx)
 	s.life = ctx
 	up := first()
 	wg.Go(func() {
 		err := s.fromClient()
-		s.p.opt.Log.Debug("client side ended", "account", s.account, "err", err)
+		s.srv.opt.Log.Debug("client side ended", "account", s.account, "err", err)
 		if cut := errCut(""); errors.As(err, &cut) {
 			_ = s.toClient([]byte("* BYE " + cut.Error() + "\r\n"))
 		}
@@ -135,7 +125,7 @@ func (s *imapSession) run(ctx context.Context, first func() *upstream) {
 	for ; up != nil; up = s.next(ctx) {
 		began := time.Now()
 		err := s.carry(ctx, up)
-		s.p.opt.Log.Debug("upstream ended", "account", s.account, "side", up.lease.Side, "err", err)
+		s.srv.opt.Log.Debug("upstream ended", "account", s.account, "side", up.lease.Side, "err", err)
 		if ctx.Err() != nil || s.goodbye() {
 			break
 		}
@@ -143,8 +133,8 @@ func (s *imapSession) run(ctx context.Context, first func() *upstream) {
 			s.giveUp(err)
 			break
 		}
-		if time.Since(began) < retryPause {
-			time.Sleep(retryPause) // it is of no use yet
+		if time.Since(began) < seam.RetryPause {
+			time.Sleep(seam.RetryPause) // it is of no use yet
 		}
 	}
 	cancel()
@@ -161,7 +151,7 @@ func (s *imapSession) run(ctx context.Context, first func() *upstream) {
 }
 
 // mayGoOn tells why a session must not be continued with another upstream.
-func (s *imapSession) mayGoOn(err error) error {
+func (s *session) mayGoOn(err error) error {
 	if errors.Is(err, errUnsettled) || errors.Is(err, errLogout) || errors.As(err, &errClient{}) {
 		return err
 	}
@@ -175,8 +165,8 @@ func (s *imapSession) mayGoOn(err error) error {
 
 // giveUp tells the client that its session ends, where that can be told: not
 // within a literal.
-func (s *imapSession) giveUp(why error) {
-	s.p.opt.Log.Info("session is closed and not continued", "account", s.account, "client", s.who.Addr, "why", why)
+func (s *session) giveUp(why error) {
+	s.srv.opt.Log.Info("session is closed and not continued", "account", s.account, "client", s.who.Addr, "why", why)
 	s.mu.Lock()
 	within := s.unit.open
 	s.mu.Unlock()
@@ -186,7 +176,7 @@ func (s *imapSession) giveUp(why error) {
 }
 
 // leave lets the upstream answer what the client has sent before it ended.
-func (s *imapSession) leave() {
+func (s *session) leave() {
 	s.send.Lock()
 	up := s.up
 	s.send.Unlock()
@@ -198,7 +188,7 @@ func (s *imapSession) leave() {
 }
 
 // drain waits until all complete commands that matter are answered.
-func (s *imapSession) drain(up *upstream, limit time.Duration, matters func(*imapsession.Cmd) bool) {
+func (s *session) drain(up *link, limit time.Duration, matters func(*imapsession.Cmd) bool) {
 	end := time.NewTimer(limit)
 	defer end.Stop()
 	for {
@@ -223,7 +213,7 @@ func (s *imapSession) drain(up *upstream, limit time.Duration, matters func(*ima
 const slowClient = 100 * time.Millisecond
 
 // carry moves bytes both ways until the upstream is lost or has to be left.
-func (s *imapSession) carry(ctx context.Context, up *upstream) error {
+func (s *session) carry(ctx context.Context, up *link) error {
 	var wg sync.WaitGroup
 	work, cancel := context.WithCancel(ctx)
 	settle := sync.OnceFunc(func() { s.settle(up) })
@@ -243,7 +233,7 @@ func (s *imapSession) carry(ctx context.Context, up *upstream) error {
 	})
 	wg.Go(func() { s.resend(up) })
 	err := s.fromServer(work, up)
-	lost := work.Err() == nil && up.lease.Side == Production && !errors.As(err, &errClient{})
+	lost := work.Err() == nil && up.lease.Side == seam.Production && !errors.As(err, &errClient{})
 	close(up.lost)
 	cancel()
 	wg.Wait()
@@ -256,19 +246,19 @@ func (s *imapSession) carry(ctx context.Context, up *upstream) error {
 	lost = lost && !s.gone && !s.bye
 	s.mu.Unlock()
 	if lost {
-		s.p.opt.Gate.Trouble(err)
+		s.srv.opt.Gate.Trouble(err)
 	}
 	return err
 }
 
 // settle notes what production has left unanswered, and gives the lease back.
-func (s *imapSession) settle(up *upstream) {
+func (s *session) settle(up *link) {
 	s.mu.Lock()
 	pending := slices.Clone(s.track.Outstanding())
 	s.mu.Unlock()
 	for _, c := range pending {
-		if up.lease.Side == Production && imapsession.Changes(c.Verb) && c.Complete() {
-			s.p.opt.Tap.Unanswered(s.account, c)
+		if up.lease.Side == seam.Production && imapsession.Changes(c.Verb) && c.Complete() {
+			s.srv.opt.Changes.Unanswered(s.account, c)
 			s.unsure = time.Now()
 		}
 		s.known(c)
@@ -277,7 +267,7 @@ func (s *imapSession) settle(up *upstream) {
 }
 
 // known notes that it is known, or kept, what became of a command.
-func (s *imapSession) known(c *imapsession.Cmd) {
+func (s *session) known(c *imapsession.Cmd) {
 	s.mu.Lock()
 	answered := s.asking[c]
 	delete(s.asking, c)
@@ -289,8 +279,8 @@ func (s *imapSession) known(c *imapsession.Cmd) {
 
 // retire leaves an upstream at a command boundary, or at once if the lease has
 // no patience.
-func (s *imapSession) retire(up *upstream) {
-	patience := up.lease.patience()
+func (s *session) retire(up *link) {
+	patience := up.lease.Grace()
 	if patience <= 0 {
 		return
 	}
@@ -306,7 +296,7 @@ func (s *imapSession) retire(up *upstream) {
 }
 
 // goodbye ends a session that has logged out.
-func (s *imapSession) goodbye() bool {
+func (s *session) goodbye() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.bye {
@@ -325,7 +315,7 @@ type errCut string
 
 func (e errCut) Error() string { return string(e) }
 
-func (s *imapSession) toClient(b []byte) error {
+func (s *session) toClient(b []byte) error {
 	s.wmu.Lock()
 	defer s.wmu.Unlock()
 	if now := time.Now(); now.Sub(s.clientDue) > writeRenew {
@@ -345,7 +335,7 @@ func (e errClient) Unwrap() error { return e.error }
 
 // write sends to an upstream; send is held. What cannot be sent is asked of the
 // next upstream.
-func (s *imapSession) write(up *upstream, b []byte) {
+func (s *session) write(up *link, b []byte) {
 	if len(b) == 0 || s.up != up {
 		return
 	}
@@ -360,7 +350,7 @@ func (s *imapSession) write(up *upstream, b []byte) {
 }
 
 // hold takes send and waits for an upstream; nil when the session is over.
-func (s *imapSession) hold() *upstream {
+func (s *session) hold() *link {
 	s.send.Lock()
 	for s.up == nil && !s.over {
 		s.attached.Wait()

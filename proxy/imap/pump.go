@@ -1,4 +1,4 @@
-package proxy
+package imap
 
 import (
 	"bytes"
@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"understudy/proxy/seam"
 	"understudy/snoop/imapsession"
 	"understudy/snoop/imapwire"
 )
@@ -59,7 +60,7 @@ func (w *window) fill(conn net.Conn) error {
 func (w *window) full() bool { return w.w-w.r == len(w.b) && len(w.b) == w.limit() }
 
 // fromClient is the client's pump.
-func (s *imapSession) fromClient() error {
+func (s *session) fromClient() error {
 	sc := imapwire.Scanner{Side: imapwire.Client}
 	var win window
 	for {
@@ -83,7 +84,7 @@ func (s *imapSession) fromClient() error {
 
 // batch follows and sends what the window holds, up to a point where the
 // server's word has to be waited for, which it returns.
-func (s *imapSession) batch(sc *imapwire.Scanner, win *window) (wait *imapsession.Cmd, err error) {
+func (s *session) batch(sc *imapwire.Scanner, win *window) (wait *imapsession.Cmd, err error) {
 	up := s.hold()
 	defer s.send.Unlock()
 	if up == nil {
@@ -100,7 +101,7 @@ func (s *imapSession) batch(sc *imapwire.Scanner, win *window) (wait *imapsessio
 			return nil, nil
 		}
 		b := win.b[win.r : win.r+piece.N]
-		cmd, wait, err := s.follow(piece, b, up.lease.Side == Production)
+		cmd, wait, err := s.follow(piece, b, up.lease.Side == seam.Production)
 		if err != nil {
 			return nil, err
 		}
@@ -123,7 +124,7 @@ func (s *imapSession) batch(sc *imapwire.Scanner, win *window) (wait *imapsessio
 
 // follow gives a piece of the client's to the tracker, and keeps the message of
 // an APPEND.
-func (s *imapSession) follow(piece imapwire.Piece, b []byte, production bool) (cmd *imapsession.Cmd, wait bool, err error) {
+func (s *session) follow(piece imapwire.Piece, b []byte, production bool) (cmd *imapsession.Cmd, wait bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.heard = time.Now()
@@ -140,10 +141,10 @@ func (s *imapSession) follow(piece imapwire.Piece, b []byte, production bool) (c
 	switch {
 	case done && (strings.HasSuffix(cmd.Verb, "COPY") || strings.HasSuffix(cmd.Verb, "MOVE")):
 		if to := copyTarget(cmd); to != "" {
-			cmd.Mark = s.p.opt.Tap.Mark(s.account, to)
+			cmd.Mark = s.srv.opt.Replica.Mark(s.account, to)
 		}
 		if production {
-			s.asking[cmd] = s.p.opt.Tap.Asking(s.account, cmd)
+			s.asking[cmd] = s.srv.opt.Changes.Asking(s.account, cmd)
 		}
 		return cmd, wait, nil
 	case !cmd.Message || cmd.Extra || cmd.Answered():
@@ -151,9 +152,9 @@ func (s *imapSession) follow(piece imapwire.Piece, b []byte, production bool) (c
 	}
 	sp := s.spools[cmd]
 	if sp == nil {
-		sp = s.p.opt.Tap.NewSpool()
+		sp = s.srv.opt.NewSpool()
 		s.spools[cmd] = sp
-		cmd.Mark = s.p.opt.Tap.Mark(s.account, imapwire.NewReader(cmd.Args().Rest()).Mailbox())
+		cmd.Mark = s.srv.opt.Replica.Mark(s.account, imapwire.NewReader(cmd.Args().Rest()).Mailbox())
 	}
 	if piece.Kind != imapwire.Body {
 		return cmd, wait, nil
@@ -163,7 +164,7 @@ func (s *imapSession) follow(piece imapwire.Piece, b []byte, production bool) (c
 		sp.Start()
 	}
 	if err != nil {
-		s.p.opt.Log.Error("keep a message that a client appends", "account", s.account, "err", err)
+		s.srv.opt.Log.Error("keep a message that a client appends", "account", s.account, "err", err)
 		return nil, false, errCut("Storage of the appliance failed")
 	}
 	return cmd, wait, nil
@@ -183,7 +184,7 @@ func copyTarget(c *imapsession.Cmd) string {
 
 // await waits for the server's word to a synchronising literal or an IDLE. An
 // IDLE that runs takes one line, which is no command.
-func (s *imapSession) await(cmd *imapsession.Cmd, sc *imapwire.Scanner, win *window) error {
+func (s *session) await(cmd *imapsession.Cmd, sc *imapwire.Scanner, win *window) error {
 	var ok bool
 	select {
 	case ok = <-s.proceed:
@@ -215,7 +216,7 @@ func (s *imapSession) await(cmd *imapsession.Cmd, sc *imapwire.Scanner, win *win
 }
 
 // endIdle passes on the line that ends an IDLE.
-func (s *imapSession) endIdle(cmd *imapsession.Cmd, line []byte) error {
+func (s *session) endIdle(cmd *imapsession.Cmd, line []byte) error {
 	up := s.hold()
 	defer s.send.Unlock()
 	if up == nil {
@@ -237,7 +238,7 @@ func (s *imapSession) endIdle(cmd *imapsession.Cmd, line []byte) error {
 
 // rewriteCommand replaces commands that would leave what the standby can do.
 // A command that production does not know keeps the answers in order.
-func (s *imapSession) rewriteCommand(c *imapsession.Cmd, p imapwire.Piece, b []byte) ([]byte, bool, error) {
+func (s *session) rewriteCommand(c *imapsession.Cmd, p imapwire.Piece, b []byte) ([]byte, bool, error) {
 	if p.Kind != imapwire.Line || !p.First {
 		return nil, false, nil
 	}
@@ -252,7 +253,7 @@ func (s *imapSession) rewriteCommand(c *imapsession.Cmd, p imapwire.Piece, b []b
 }
 
 // replaceCommand returns what is sent in place of a one-line command, or nil.
-func (s *imapSession) replaceCommand(c *imapsession.Cmd) []byte {
+func (s *session) replaceCommand(c *imapsession.Cmd) []byte {
 	switch c.Verb {
 	case "LOGOUT":
 		s.mu.Lock()
@@ -263,7 +264,7 @@ func (s *imapSession) replaceCommand(c *imapsession.Cmd) []byte {
 	case "ENABLE":
 		var keep []string
 		for _, w := range strings.Fields(string(c.Args().Rest())) {
-			if hasWord(s.p.opt.Caps, w) {
+			if s.srv.opt.Caps.Has(w) {
 				keep = append(keep, w)
 			}
 		}

@@ -34,6 +34,7 @@ var allowed = map[string][]string{
 	"replica":               {"replica/row", "replica/meta", "replica/blob", "replica/store"},
 	"replica/meta/metatest": {"replica/meta"},
 	"replica/imapc":         {"snoop/imapwire"},
+	"replica/replicatest":   {"replica", "replica/row", "replica/vault"},
 	"replica/mirror":        {"replica", "replica/store", "replica/row", "replica/imapc", "snoop/imapwire"},
 	"replica/copyback":      {"replica", "replica/store", "replica/row", "replica/imapc", "snoop/imapwire"},
 	"proxy":                 {"replica/row", "proxy/seam", "proxy/upstream", "proxy/imap", "proxy/smtp"},

@@ -13,11 +13,12 @@ import (
 
 	"understudy/replica/meta"
 	"understudy/replica/row"
+	"understudy/replica/store"
 )
 
 // Hold stores an inbound message that was just accepted, before its 250 is
 // passed on.
-func (s *Store) Hold(ctx context.Context, h row.Held) (row.Held, error) {
+func (s *Replica) Hold(ctx context.Context, h row.Held) (row.Held, error) {
 	msg, err := s.Message(h.Ref)
 	if err != nil {
 		return h, err
@@ -39,7 +40,7 @@ func (s *Store) Hold(ctx context.Context, h row.Held) (row.Held, error) {
 // BeginHold says that a message is about to be given to production, which may
 // have it in a mailbox before Hold has stored it here. ended has to be called when
 // Hold has returned, or is not called at all.
-func (s *Store) BeginHold() (ended func()) {
+func (s *Replica) BeginHold() (ended func()) {
 	c := make(chan struct{})
 	s.mu.Lock()
 	s.holding[c] = struct{}{}
@@ -55,7 +56,7 @@ func (s *Store) BeginHold() (ended func()) {
 // AwaitHolds waits for the holds that have begun. Whatever production had in its
 // mailboxes before the call is then held, if it was to be: who looks for held
 // deliveries earlier would find one in a mailbox and not know it.
-func (s *Store) AwaitHolds(ctx context.Context) error {
+func (s *Replica) AwaitHolds(ctx context.Context) error {
 	s.mu.Lock()
 	open := slices.Collect(maps.Keys(s.holding))
 	s.mu.Unlock()
@@ -69,19 +70,19 @@ func (s *Store) AwaitHolds(ctx context.Context) error {
 	return nil
 }
 
-func (s *Store) putHeld(ctx context.Context, h *row.Held) error {
+func (s *Replica) putHeld(ctx context.Context, h *row.Held) error {
 	b, err := json.Marshal(h)
 	if err != nil {
 		return err
 	}
-	if _, err := s.Meta.Commit(ctx, meta.Batch{Do: []meta.Op{{Key: idKey("d", h.ID), Val: b}}}); err != nil {
+	if _, err := s.Meta.Commit(ctx, meta.Batch{Do: []meta.Op{{Key: meta.HeldKey(h.ID), Val: b}}}); err != nil {
 		return fmt.Errorf("hold delivery: %w", err)
 	}
 	return nil
 }
 
 // HeldAll lists the held deliveries, oldest first.
-func (s *Store) HeldAll() []row.Held {
+func (s *Replica) HeldAll() []row.Held {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	out := make([]row.Held, 0, len(s.held))
@@ -93,14 +94,14 @@ func (s *Store) HeldAll() []row.Held {
 }
 
 // HeldCount is len(HeldAll()).
-func (s *Store) HeldCount() int {
+func (s *Replica) HeldCount() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.held)
 }
 
 // DropHeld forgets recipients of a held delivery, and the delivery with its last.
-func (s *Store) DropHeld(ctx context.Context, id uint64, gone func(rcpt string) bool) error {
+func (s *Replica) DropHeld(ctx context.Context, id uint64, gone func(rcpt string) bool) error {
 	s.heldMu.Lock()
 	defer s.heldMu.Unlock()
 	h, ok := s.heldByID(id)
@@ -113,9 +114,7 @@ func (s *Store) DropHeld(ctx context.Context, id uint64, gone func(rcpt string) 
 		return nil
 	}
 	var b meta.Batch
-	if err := h.store(&b); err != nil {
-		return err
-	}
+	h.store(&b)
 	if _, err := s.Meta.Commit(ctx, b); err != nil {
 		return fmt.Errorf("drop held delivery: %w", err)
 	}
@@ -124,12 +123,12 @@ func (s *Store) DropHeld(ctx context.Context, id uint64, gone func(rcpt string) 
 }
 
 // Forget drops a held message that was refused, or that nobody waits for any more.
-func (s *Store) Forget(ctx context.Context, id uint64) error {
+func (s *Replica) Forget(ctx context.Context, id uint64) error {
 	return s.DropHeld(ctx, id, func(string) bool { return true })
 }
 
 // Confirm records that production answered a held message with 250.
-func (s *Store) Confirm(id uint64) {
+func (s *Replica) Confirm(id uint64) {
 	s.heldMu.Lock()
 	defer s.heldMu.Unlock()
 	if h, ok := s.heldByID(id); ok {
@@ -141,7 +140,7 @@ func (s *Store) Confirm(id uint64) {
 // Giving records that production is about to be given a message that it may then
 // have, whatever becomes of the answer: it is owed from now on. It returns the
 // delivery as it was; ok is false if it is not due, or not held any more.
-func (s *Store) Giving(ctx context.Context, id uint64, now time.Time, due func(row.Held) bool) (was row.Held, ok bool, err error) {
+func (s *Replica) Giving(ctx context.Context, id uint64, now time.Time, due func(row.Held) bool) (was row.Held, ok bool, err error) {
 	err = s.changeHeld(ctx, id, func(h *row.Held) {
 		if was, ok = *h, due(*h); ok {
 			h.Standby, h.Owed, h.Arrived = false, true, now
@@ -151,21 +150,21 @@ func (s *Store) Giving(ctx context.Context, id uint64, now time.Time, due func(r
 }
 
 // NotGiven takes that back: production surely has not got it.
-func (s *Store) NotGiven(ctx context.Context, was row.Held) error {
+func (s *Replica) NotGiven(ctx context.Context, was row.Held) error {
 	return s.changeHeld(ctx, was.ID, func(h *row.Held) { h.Standby, h.Owed, h.Arrived = was.Standby, was.Owed, was.Arrived })
 }
 
 // Given records that production has answered for it.
-func (s *Store) Given(ctx context.Context, id uint64) error {
+func (s *Replica) Given(ctx context.Context, id uint64) error {
 	return s.changeHeld(ctx, id, func(h *row.Held) { h.Standby, h.Owed = false, false })
 }
 
 // Owe records that a message counts as accepted though production did not answer.
-func (s *Store) Owe(ctx context.Context, id uint64) error {
+func (s *Replica) Owe(ctx context.Context, id uint64) error {
 	return s.changeHeld(ctx, id, func(h *row.Held) { h.Open, h.Owed = false, true })
 }
 
-func (s *Store) changeHeld(ctx context.Context, id uint64, f func(*row.Held)) error {
+func (s *Replica) changeHeld(ctx context.Context, id uint64, f func(*row.Held)) error {
 	s.heldMu.Lock()
 	defer s.heldMu.Unlock()
 	h, ok := s.heldByID(id)
@@ -183,7 +182,7 @@ func (s *Store) changeHeld(ctx context.Context, id uint64, f func(*row.Held)) er
 // heldRow is a delivery whose recipients change; heldMu is held.
 type heldRow struct{ row.Held }
 
-func (s *Store) heldByID(id uint64) (heldRow, bool) {
+func (s *Replica) heldByID(id uint64) (heldRow, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if h := s.held[id]; h != nil {
@@ -193,20 +192,16 @@ func (s *Store) heldByID(id uint64) (heldRow, bool) {
 }
 
 // store adds the row's new state to a batch: gone with the last recipient.
-func (h heldRow) store(b *meta.Batch) error {
+func (h heldRow) store(b *meta.Batch) {
 	if len(h.Rcpts) == 0 {
-		b.Delete(idKey("d", h.ID))
-		return nil
+		b.Delete(meta.HeldKey(h.ID))
+		return
 	}
-	v, err := json.Marshal(h.Held)
-	if err == nil {
-		b.Put(idKey("d", h.ID), v)
-	}
-	return err
+	putJSON(b, meta.HeldKey(h.ID), h.Held)
 }
 
 // showHeld publishes what was stored.
-func (s *Store) showHeld(h heldRow) {
+func (s *Replica) showHeld(h heldRow) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(h.Rcpts) == 0 {
@@ -237,7 +232,7 @@ type Arrival struct {
 // MatchHeld looks for the held delivery that an arrival is. The header that
 // was sent must be the end of the one that arrived, and the bodies of one
 // length. It returns the whole message as it arrived.
-func (s *Store) MatchHeld(a Arrival) (h row.Held, msg []byte, ok bool) {
+func (s *Replica) MatchHeld(a Arrival) (h row.Held, msg []byte, ok bool) {
 	key := BodyKey(a.Size - int64(len(a.Header)))
 	for _, h := range s.HeldAll() {
 		if h.Key != key {
@@ -257,7 +252,7 @@ func (s *Store) MatchHeld(a Arrival) (h row.Held, msg []byte, ok bool) {
 
 // MatchHeldBody is MatchHeld for a message read whole: bodies must be equal,
 // and every header line that was sent must be there.
-func (s *Store) MatchHeldBody(msg []byte) (h row.Held, ok bool) {
+func (s *Replica) MatchHeldBody(msg []byte) (h row.Held, ok bool) {
 	key, n := BodyKey(BodyLen(msg)), HeaderLen(msg)
 	for _, h := range s.HeldAll() {
 		if h.Key == key && s.delivers(msg, n, h.Ref) {
@@ -269,7 +264,7 @@ func (s *Store) MatchHeldBody(msg []byte) (h row.Held, ok bool) {
 
 // delivers reports whether msg, with a header of n bytes, is what became of a
 // message on its way into a mailbox.
-func (s *Store) delivers(msg []byte, n int, sent row.Ref) bool {
+func (s *Replica) delivers(msg []byte, n int, sent row.Ref) bool {
 	orig, err := s.Message(sent)
 	if err != nil {
 		return false
@@ -280,7 +275,7 @@ func (s *Store) delivers(msg []byte, n int, sent row.Ref) bool {
 
 // MatchTwin looks for the message that the standby has delivered to an account
 // in production's place.
-func (s *Store) MatchTwin(account string, msg []byte) (row.Twin, bool) {
+func (s *Replica) MatchTwin(account string, msg []byte) (row.Twin, bool) {
 	key, n := BodyKey(BodyLen(msg)), HeaderLen(msg)
 	for _, w := range s.Twins(account) {
 		if w.Key == key && s.delivers(msg, n, w.Ref) {
@@ -292,7 +287,7 @@ func (s *Store) MatchTwin(account string, msg []byte) (row.Twin, bool) {
 
 // Twins lists the messages of an account whose copy production may still
 // deliver, oldest first.
-func (s *Store) Twins(account string) []row.Twin {
+func (s *Replica) Twins(account string) []row.Twin {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var out []row.Twin
@@ -306,13 +301,13 @@ func (s *Store) Twins(account string) []row.Twin {
 }
 
 // ForgetTwins drops twins: production's copy came, or it never will.
-func (s *Store) ForgetTwins(ctx context.Context, gone func(row.Twin) bool) error {
+func (s *Replica) ForgetTwins(ctx context.Context, gone func(row.Twin) bool) error {
 	s.mu.Lock()
 	var b meta.Batch
 	var ids []uint64
 	for id, w := range s.twins {
 		if gone(w) {
-			b.Delete(idKey("x", id))
+			b.Delete(meta.TwinKey(id))
 			ids = append(ids, id)
 		}
 	}
@@ -358,14 +353,14 @@ type Landed struct {
 // done, and if one alone could have, its route is learned. Once a delivery was
 // seen as often as it has recipients, it is done whole. Of two batches the second
 // could be lost, and the message be delivered again.
-func (s *Store) Land(ctx context.Context, by Writer, in Landed, f func(*Tx) error) error {
+func (s *Replica) Land(ctx context.Context, by store.Writer, in Landed, f func(*store.Tx) error) error {
 	if len(in.Held) == 0 {
 		return s.Update(ctx, in.Account, by, f)
 	}
 	s.heldMu.Lock()
 	defer s.heldMu.Unlock()
 	l := landing{s: s, account: in.Account, mailbox: in.Mailbox, now: map[uint64]heldRow{}}
-	err := s.Update(ctx, in.Account, by, func(tx *Tx) error {
+	return s.Update(ctx, in.Account, by, func(tx *store.Tx) error {
 		if err := f(tx); err != nil {
 			return err
 		}
@@ -373,35 +368,34 @@ func (s *Store) Land(ctx context.Context, by Writer, in Landed, f func(*Tx) erro
 			l.seen(h)
 		}
 		for _, h := range l.now {
-			if err := h.store(&tx.batch); err != nil {
-				return err
-			}
+			tx.Stage(h.store)
 		}
 		for _, r := range l.routes {
-			tx.putJSON(routeKey(r), r)
+			tx.Stage(func(b *meta.Batch) { putJSON(b, meta.RouteKey(r.Recipient), r) })
 		}
+		tx.OnCommit(l.show)
 		return nil
 	})
-	if err != nil {
-		return err
-	}
-	for _, h := range l.now {
-		s.showHeld(h)
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, r := range l.routes {
-		s.routes[r.Recipient] = r
-	}
-	return nil
 }
 
 // landing is what becomes of held deliveries that were seen in a mailbox.
 type landing struct {
-	s                *Store
+	s                *Replica
 	account, mailbox string
 	now              map[uint64]heldRow
 	routes           []row.Route
+}
+
+// show publishes what was stored.
+func (l *landing) show() {
+	for _, h := range l.now {
+		l.s.showHeld(h)
+	}
+	l.s.mu.Lock()
+	defer l.s.mu.Unlock()
+	for _, r := range l.routes {
+		l.s.routes[r.Recipient] = r
+	}
 }
 
 // current is a delivery as it stands, or another one of the same message.
@@ -449,11 +443,9 @@ func (l *landing) seen(h row.Held) {
 	l.now[cur.ID] = cur
 }
 
-func routeKey(r row.Route) []byte { return []byte("rt/" + r.Recipient) }
-
 // RouteOf says where mail for a recipient goes: by a learned route, or to the
 // account of that very name.
-func (s *Store) RouteOf(rcpt string) (row.Route, bool) {
+func (s *Replica) RouteOf(rcpt string) (row.Route, bool) {
 	key := strings.ToLower(rcpt)
 	s.mu.Lock()
 	r, ok := s.routes[key]
@@ -479,7 +471,7 @@ func (s *Store) RouteOf(rcpt string) (row.Route, bool) {
 }
 
 // Routes lists what was learned.
-func (s *Store) Routes() []row.Route {
+func (s *Replica) Routes() []row.Route {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	out := make([]row.Route, 0, len(s.routes))
@@ -491,7 +483,7 @@ func (s *Store) Routes() []row.Route {
 }
 
 // Enqueue stores outbound mail, durably.
-func (s *Store) Enqueue(ctx context.Context, q row.Queued) (row.Queued, error) {
+func (s *Replica) Enqueue(ctx context.Context, q row.Queued) (row.Queued, error) {
 	if q.ID == 0 {
 		s.mu.Lock()
 		s.nextID++
@@ -502,21 +494,21 @@ func (s *Store) Enqueue(ctx context.Context, q row.Queued) (row.Queued, error) {
 	if err != nil {
 		return q, err
 	}
-	_, err = s.Meta.Commit(ctx, meta.Batch{Do: []meta.Op{{Key: idKey("q", q.ID), Val: b}}})
+	_, err = s.Meta.Commit(ctx, meta.Batch{Do: []meta.Op{{Key: meta.QueueKey(q.ID), Val: b}}})
 	return q, err
 }
 
 // Dequeue forgets outbound mail that was handed on.
-func (s *Store) Dequeue(ctx context.Context, id uint64) error {
-	_, err := s.Meta.Commit(ctx, meta.Batch{Do: []meta.Op{{Key: idKey("q", id), Del: true}}})
+func (s *Replica) Dequeue(ctx context.Context, id uint64) error {
+	_, err := s.Meta.Commit(ctx, meta.Batch{Do: []meta.Op{{Key: meta.QueueKey(id), Del: true}}})
 	return err
 }
 
 // Queue lists the outbound mail.
-func (s *Store) Queue() ([]row.Queued, error) {
+func (s *Replica) Queue() ([]row.Queued, error) {
 	var out []row.Queued
 	err := s.Meta.View(func(sn meta.Snap) error {
-		for _, v := range sn.Scan([]byte("q/"), []byte("q0")) {
+		for _, v := range sn.Scan(meta.Range(meta.Queue())) {
 			var q row.Queued
 			if err := json.Unmarshal(v, &q); err != nil {
 				return err
@@ -531,10 +523,10 @@ func (s *Store) Queue() ([]row.Queued, error) {
 // Deliver puts a held message into the mailbox of one of its recipients, and
 // strikes the recipient off, in one batch: it can be tried again at any time.
 // msg is the message as it is to be stored; its end is what the sender gave.
-func (s *Store) Deliver(ctx context.Context, h row.Held, rcpt string, msg []byte) error {
+func (s *Replica) Deliver(ctx context.Context, h row.Held, rcpt string, msg []byte) error {
 	route, ok := s.RouteOf(rcpt)
 	if !ok {
-		return fmt.Errorf("%w: no route for %s", ErrNoMailbox, rcpt)
+		return fmt.Errorf("%w: no route for %s", store.ErrNoMailbox, rcpt)
 	}
 	ref, err := s.PutMessage(msg)
 	if err != nil {
@@ -554,11 +546,11 @@ func (s *Store) Deliver(ctx context.Context, h row.Held, rcpt string, msg []byte
 		twin.ID = s.nextID
 		s.mu.Unlock()
 	}
-	err = s.Update(ctx, route.Account, Acting, func(tx *Tx) error {
+	return s.Update(ctx, route.Account, store.ByStandby, func(tx *store.Tx) error {
 		m := tx.Box(route.Mailbox)
 		if m == nil || m.NoSelect {
 			if m = tx.Box("INBOX"); m == nil {
-				return fmt.Errorf("%w: INBOX of %s", ErrNoMailbox, route.Account)
+				return fmt.Errorf("%w: INBOX of %s", store.ErrNoMailbox, route.Account)
 			}
 		}
 		r := &row.Message{UID: m.TakeUID(), ModSeq: m.ModSeq + 1, Date: time.Now().Truncate(time.Second), Size: ref.Size, Ref: ref,
@@ -567,18 +559,15 @@ func (s *Store) Deliver(ctx context.Context, h row.Held, rcpt string, msg []byte
 		tx.PutRow(m.ID, r)
 		tx.Put(m)
 		if twin.ID != 0 {
-			tx.putJSON(idKey("x", twin.ID), twin)
+			tx.Stage(func(b *meta.Batch) { putJSON(b, meta.TwinKey(twin.ID), twin) })
+			tx.OnCommit(func() {
+				s.mu.Lock()
+				defer s.mu.Unlock()
+				s.twins[twin.ID] = twin
+			})
 		}
-		return left.store(&tx.batch)
+		tx.Stage(left.store)
+		tx.OnCommit(func() { s.showHeld(left) })
+		return nil
 	})
-	if err != nil {
-		return err
-	}
-	if twin.ID != 0 {
-		s.mu.Lock()
-		s.twins[twin.ID] = twin
-		s.mu.Unlock()
-	}
-	s.showHeld(left)
-	return nil
 }

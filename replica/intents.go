@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"understudy/replica/row"
+	"understudy/replica/store"
 )
 
 // A MOVE that production has done, and that nobody was told of because this
@@ -20,13 +21,13 @@ type intent struct {
 }
 
 // openIntents makes doubts of what an earlier process left.
-func (s *Store) openIntents() (err error) {
+func (s *Replica) openIntents() (err error) {
 	if s.intents, err = openJournal[intent](s.opt.Dir, "moves", "moves without an answer"); err != nil {
 		return err
 	}
 	for _, i := range s.intents.open {
 		// A mailbox that is gone has nothing to be mistaken.
-		if err := s.NoteDoubt(context.Background(), i.Account, i.Doubt); err != nil && !errors.Is(err, ErrNoMailbox) && !errors.Is(err, ErrNoAccount) {
+		if err := s.NoteDoubt(context.Background(), i.Account, i.Doubt); err != nil && !errors.Is(err, store.ErrNoMailbox) && !errors.Is(err, store.ErrNoAccount) {
 			return fmt.Errorf("moves without an answer: %w", err)
 		}
 	}
@@ -37,7 +38,7 @@ func (s *Store) openIntents() (err error) {
 // Intend notes a MOVE that is about to be sent to production. arrived has to be
 // called when the replica has what the MOVE put into its other mailbox, and over when
 // its outcome is known, or kept elsewhere.
-func (s *Store) Intend(account string, d row.Doubt) (arrived, over func()) {
+func (s *Replica) Intend(account string, d row.Doubt) (arrived, over func()) {
 	j := s.intents
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -60,7 +61,7 @@ func (s *Store) Intend(account string, d row.Doubt) (arrived, over func()) {
 
 // Moving lists the messages of a mailbox that MOVEs under way take away. That they
 // are gone from there is no news before it is known where they arrived: should production be lost in between, they would be nowhere.
-func (s *Store) Moving(account, mailbox string) (uids []uint32) {
+func (s *Replica) Moving(account, mailbox string) (uids []uint32) {
 	j := s.intents
 	j.mu.Lock()
 	defer j.mu.Unlock()

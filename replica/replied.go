@@ -77,7 +77,7 @@ func (a *answers) trim() {
 
 // Await notes that a message is about to be taken. Replied or Unreplied must
 // follow.
-func (s *Store) Await(e row.Envelope, ref row.Ref) (id uint64) {
+func (s *Replica) Await(e row.Envelope, ref row.Ref) (id uint64) {
 	a := s.answers
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -85,7 +85,7 @@ func (s *Store) Await(e row.Envelope, ref row.Ref) (id uint64) {
 }
 
 // Replied records that the sender was answered, with whatever.
-func (s *Store) Replied(id uint64) {
+func (s *Replica) Replied(id uint64) {
 	a := s.answers
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -93,7 +93,7 @@ func (s *Store) Replied(id uint64) {
 }
 
 // Unreplied records that the session ended before that.
-func (s *Store) Unreplied(id uint64) {
+func (s *Replica) Unreplied(id uint64) {
 	a := s.answers
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -103,7 +103,7 @@ func (s *Store) Unreplied(id uint64) {
 
 // Unanswered reports whether there are messages at all whose senders may come
 // again.
-func (s *Store) Unanswered() bool {
+func (s *Replica) Unanswered() bool {
 	s.answers.mu.Lock()
 	defer s.answers.mu.Unlock()
 	return len(s.answers.left) > 0
@@ -112,7 +112,7 @@ func (s *Store) Unanswered() bool {
 // Again reports whether a message was about to be taken before, and its sender
 // not answered, since when, and whether that was before this process began: then
 // nobody knows what production answered. It says so once.
-func (s *Store) Again(e row.Envelope, ref row.Ref) (since time.Time, before, ok bool) {
+func (s *Replica) Again(e row.Envelope, ref row.Ref) (since time.Time, before, ok bool) {
 	to := recipients(e.Rcpts)
 	a := s.answers
 	a.mu.Lock()
@@ -132,7 +132,7 @@ func (s *Store) Again(e row.Envelope, ref row.Ref) (since time.Time, before, ok 
 }
 
 // Holding finds the held delivery of a message.
-func (s *Store) Holding(e row.Envelope, ref row.Ref) (row.Held, bool) {
+func (s *Replica) Holding(e row.Envelope, ref row.Ref) (row.Held, bool) {
 	to := sortedFold(e.Rcpts)
 	for _, h := range s.HeldAll() {
 		if h.Ref == ref && h.From == e.From && !h.Open && !slices.ContainsFunc(sortedFold(h.Rcpts), func(r string) bool { return !slices.Contains(to, r) }) {
@@ -151,7 +151,7 @@ const (
 
 // Delivered reports whether a message is in a mailbox of every recipient, since a
 // time.
-func (s *Store) Delivered(e row.Envelope, ref row.Ref, since time.Time) bool {
+func (s *Replica) Delivered(e row.Envelope, ref row.Ref, since time.Time) bool {
 	for _, rcpt := range e.Rcpts {
 		route, ok := s.RouteOf(rcpt)
 		if !ok || !s.holds(route.Account, ref, since) {
@@ -161,7 +161,7 @@ func (s *Store) Delivered(e row.Envelope, ref row.Ref, since time.Time) bool {
 	return len(e.Rcpts) > 0
 }
 
-func (s *Store) holds(account string, ref row.Ref, since time.Time) bool {
+func (s *Replica) holds(account string, ref row.Ref, since time.Time) bool {
 	boxes, err := s.Mailboxes(account)
 	if err != nil {
 		return false

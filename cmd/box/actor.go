@@ -21,7 +21,7 @@ import (
 // actor performs what the keeper decides.
 type actor struct {
 	wire    *inline.Wire // nil: not in the wire
-	store   *replica.Store
+	store   *replica.Replica
 	mirror  *mirror.Mirror
 	copier  *copyback.Copier
 	smtp    *smtpd.Server

@@ -57,7 +57,7 @@ type Dialer func(ctx context.Context, c seam.Client, addr string) (net.Conn, err
 type Box struct {
 	opt        Options
 	production *Production
-	store      *replica.Store
+	store      *replica.Replica
 	vault      *vault.Vault
 	mirror     *mirror.Mirror
 	cache      *snoop.Cache
@@ -107,7 +107,7 @@ func (b *Box) Tell(h failover.Happened) { b.keeper.Tell(h) }
 func (b *Box) Proxy() *proxy.Proxy { return b.proxy }
 
 // Store is the replica.
-func (b *Box) Store() *replica.Store { return b.store }
+func (b *Box) Store() *replica.Replica { return b.store }
 
 // Sync reads accounts from production now; none are all.
 func (b *Box) Sync(ctx context.Context, accounts []string) error {

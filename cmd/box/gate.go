@@ -12,7 +12,7 @@ import (
 // gate lets the keeper answer the proxy.
 type gate struct {
 	k     *keeper.Keeper
-	store *replica.Store
+	store *replica.Replica
 	names names
 }
 

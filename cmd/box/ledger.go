@@ -18,7 +18,7 @@ const maxLacked = 10_000
 
 // losses keeps the ledger of the last takeover.
 type losses struct {
-	store  *replica.Store
+	store  *replica.Replica
 	mirror *mirror.Mirror
 	log    *slog.Logger
 
@@ -26,7 +26,7 @@ type losses struct {
 	last row.Loss
 }
 
-func newLosses(store *replica.Store, m *mirror.Mirror, log *slog.Logger) (*losses, error) {
+func newLosses(store *replica.Replica, m *mirror.Mirror, log *slog.Logger) (*losses, error) {
 	l := &losses{store: store, mirror: m, log: log}
 	_, err := store.LoadJSON("loss", &l.last)
 	return l, err

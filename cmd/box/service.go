@@ -21,7 +21,7 @@ import (
 type service struct {
 	cfg      config.Config
 	keeper   *keeper.Keeper
-	store    *replica.Store
+	store    *replica.Replica
 	vault    *vault.Vault
 	mirror   *mirror.Mirror
 	cache    *snoop.Cache

@@ -20,7 +20,7 @@ type standby struct {
 	imap  *imapd.Server
 	smtp  *smtpd.Server
 	vault *vault.Vault
-	store *replica.Store
+	store *replica.Replica
 	names names
 }
 

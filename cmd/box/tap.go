@@ -15,7 +15,7 @@ import (
 // tap lets the transaction cache see what the proxy sees.
 type tap struct {
 	*snoop.Cache
-	store   *replica.Store
+	store   *replica.Replica
 	vault   *vault.Vault // nil: logins are not learned
 	names   names
 	log     *slog.Logger

@@ -22,6 +22,7 @@ import (
 	"understudy/proxy/smtp"
 	"understudy/replica"
 	"understudy/replica/row"
+	"understudy/replica/store"
 )
 
 // demoSite is the settings of the demonstration's mail server.
@@ -87,12 +88,12 @@ func demoServer(e env) error {
 }
 
 // ensure makes a user's account with an INBOX.
-func (d demoSite) ensure(ctx context.Context, store *replica.Store, user string) error {
-	if _, err := store.EnsureAccount(ctx, user, row.Standby); err != nil {
+func (d demoSite) ensure(ctx context.Context, r *replica.Replica, user string) error {
+	if _, err := r.EnsureAccount(ctx, user, row.Standby); err != nil {
 		return err
 	}
-	err := store.Create(ctx, user, "INBOX", nil)
-	if errors.Is(err, replica.ErrExists) {
+	err := r.Create(ctx, user, "INBOX", nil)
+	if errors.Is(err, store.ErrExists) {
 		return nil
 	}
 	return err
@@ -101,7 +102,7 @@ func (d demoSite) ensure(ctx context.Context, store *replica.Store, user string)
 // primary serves everything itself: there is nothing behind it.
 type primary struct {
 	d     demoSite
-	store *replica.Store
+	store *replica.Replica
 	imap  *imapd.Server
 	smtp  *smtpd.Server
 }

@@ -93,7 +93,7 @@ func simPassword(user string) string { return "pw-" + user }
 // simServer is production.
 type simServer struct {
 	front  *proxy.Proxy
-	store  *replica.Store
+	store  *replica.Replica
 	cancel context.CancelFunc
 	ctx    context.Context
 	g      errgroup.Group

@@ -19,7 +19,7 @@ const nested = "From: \"Ada, L.\" <ada@d.test>, Group: b@d.test, (c) c@d.test;\r
 	"--b 1\r\nContent-Type: text/plain; charset=iso-8859-1\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\nna=EFve text\r\n" +
 	"--b 1\r\nContent-Type: message/rfc822\r\n\r\nSubject: inner\r\nFrom: i@d.test\r\n\r\ninner body\r\n--b 1--\r\n"
 
-func server(t testing.TB) (*replica.Store, *imapd.Server) {
+func server(t testing.TB) (*replica.Replica, *imapd.Server) {
 	t.Helper()
 	s, err := replica.Open(replica.Options{Dir: t.TempDir(), Primary: true})
 	if err != nil {

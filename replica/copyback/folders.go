@@ -7,9 +7,9 @@ import (
 	"sort"
 	"strings"
 
-	"understudy/replica"
 	"understudy/replica/imapc"
 	"understudy/replica/row"
+	"understudy/replica/store"
 )
 
 // folders makes production's mailboxes those of the standby: renames, then new
@@ -77,7 +77,7 @@ func (a *account) renames(base []row.Mailbox, boxes []row.Mailbox, list *[]imapc
 			return err
 		}
 	}
-	return a.opt.Store.Rebase(a.ctx, a.name, func(tx *replica.Tx) {
+	return a.opt.Store.Rebase(a.ctx, a.name, func(tx *store.Tx) {
 		for _, b := range base {
 			if m := tx.BoxByID(b.ID); m != nil && b.Name != m.Name && find(*list, m.Name) != nil {
 				b.Name = m.Name
@@ -155,7 +155,7 @@ func (a *account) remove(base []row.Mailbox, boxes []row.Mailbox, list []imapc.L
 			a.count(func(r *Report) { r.Removed++ })
 			a.task("delete-mailbox", b.Name, 0)
 		}
-		if err := a.opt.Store.Rebase(a.ctx, a.name, func(tx *replica.Tx) { tx.DropBaseBox(b.ID) }); err != nil {
+		if err := a.opt.Store.Rebase(a.ctx, a.name, func(tx *store.Tx) { tx.DropBaseBox(b.ID) }); err != nil {
 			return err
 		}
 	}
@@ -199,7 +199,7 @@ func (a *account) subscriptions(base []row.Mailbox, boxes []row.Mailbox, list []
 		a.task("subscribe", m.Name, 0)
 		if old {
 			b.Subscribed = m.Subscribed
-			if err := a.opt.Store.Rebase(a.ctx, a.name, func(tx *replica.Tx) { tx.SetBaseBox(b) }); err != nil {
+			if err := a.opt.Store.Rebase(a.ctx, a.name, func(tx *store.Tx) { tx.SetBaseBox(b) }); err != nil {
 				return err
 			}
 		}

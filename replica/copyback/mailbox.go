@@ -5,9 +5,9 @@ import (
 	"slices"
 	"strings"
 
-	"understudy/replica"
 	"understudy/replica/imapc"
 	"understudy/replica/row"
+	"understudy/replica/store"
 	"understudy/snoop/imapwire"
 )
 
@@ -184,7 +184,7 @@ func (b *box) forget(Plan) error {
 	if len(b.gone) == 0 {
 		return nil
 	}
-	return b.opt.Store.Rebase(b.ctx, b.name, func(tx *replica.Tx) {
+	return b.opt.Store.Rebase(b.ctx, b.name, func(tx *store.Tx) {
 		m := tx.BoxByID(b.id)
 		m.ModSeq++
 		for _, uid := range b.gone {
@@ -198,9 +198,9 @@ func (b *box) forget(Plan) error {
 // open selects the mailbox on production. If that is not the one of the base,
 // the base is an empty one: everything has to be copied.
 func (b *box) open(base []row.Mailbox) error {
-	store := b.opt.Store
+	st := b.opt.Store
 	var err error
-	if b.sn, err = store.SnapshotByID(b.name, b.id); err != nil {
+	if b.sn, err = st.SnapshotByID(b.name, b.id); err != nil {
 		return err
 	}
 	room := uint32(roomForLate)
@@ -210,7 +210,7 @@ func (b *box) open(base []row.Mailbox) error {
 	if !b.final && b.sn.Gap < room {
 		// While production is up by itself, what it gets must find room: the
 		// standby's next UID leaves some.
-		err := store.Rebase(b.ctx, b.name, func(tx *replica.Tx) {
+		err := st.Rebase(b.ctx, b.name, func(tx *store.Tx) {
 			if m := tx.BoxByID(b.id); m != nil {
 				m.Gap = max(m.Gap, room)
 				tx.Put(m)
@@ -219,12 +219,12 @@ func (b *box) open(base []row.Mailbox) error {
 		if err != nil {
 			return err
 		}
-		if b.sn, err = store.SnapshotByID(b.name, b.id); err != nil {
+		if b.sn, err = st.SnapshotByID(b.name, b.id); err != nil {
 			return err
 		}
 	}
 	// After the snapshot, see BaseRows.
-	if b.rows, err = store.BaseRows(b.name, b.id); err != nil {
+	if b.rows, err = st.BaseRows(b.name, b.id); err != nil {
 		return err
 	}
 	i := slices.IndexFunc(base, func(m row.Mailbox) bool { return m.ID == b.id })
@@ -258,7 +258,7 @@ func (b *box) renew(sel imapc.Selected, lost bool) error {
 	if lost {
 		b.note("mailbox %s of %s is another one on production than before: it is copied whole", b.sn.Name, b.name)
 	}
-	err := b.opt.Store.Rebase(b.ctx, b.name, func(tx *replica.Tx) {
+	err := b.opt.Store.Rebase(b.ctx, b.name, func(tx *store.Tx) {
 		m := tx.BoxByID(b.id)
 		m.ProdUIDValidity = 0
 		if sel.UIDValidity != m.UIDValidity {
@@ -462,7 +462,7 @@ func (b *box) rebase() error {
 	if b.was.UIDNext >= b.next && b.was.UIDNext >= b.base.UIDNext && b.was.Name == b.sn.Name && b.was.ID == b.base.ID {
 		return nil
 	}
-	return b.opt.Store.Rebase(b.ctx, b.name, func(tx *replica.Tx) {
+	return b.opt.Store.Rebase(b.ctx, b.name, func(tx *store.Tx) {
 		b.base.UIDNext = max(b.base.UIDNext, b.next)
 		b.base.Name = b.sn.Name
 		tx.SetBaseBox(b.base)

@@ -15,7 +15,7 @@ import (
 
 // Options of New.
 type Options struct {
-	Store *replica.Store
+	Store *replica.Replica
 	Dial  func(ctx context.Context, account string) (*imapc.Conn, error)
 	Log   *slog.Logger
 	// Lacked is told what production turned out to have that the replica had not.

@@ -12,6 +12,7 @@ import (
 	"understudy/replica"
 	"understudy/replica/imapc"
 	"understudy/replica/row"
+	"understudy/replica/store"
 	"understudy/snoop/imapwire"
 )
 
@@ -47,7 +48,7 @@ func (b *box) flags(p Plan) error {
 		}
 		b.opt.Lacked(out)
 	}
-	return b.opt.Store.Rebase(b.ctx, b.name, func(tx *replica.Tx) {
+	return b.opt.Store.Rebase(b.ctx, b.name, func(tx *store.Tx) {
 		m := tx.BoxByID(b.id)
 		for _, f := range p.Local {
 			if r := tx.Find(b.id, f.UID); r != nil {
@@ -66,7 +67,7 @@ func (b *box) flags(p Plan) error {
 }
 
 // settle makes the base of a message what production now holds.
-func (b *box) settle(tx *replica.Tx, uid uint32, flags []string) {
+func (b *box) settle(tx *store.Tx, uid uint32, flags []string) {
 	r := tx.Find(b.id, uid)
 	switch {
 	case r != nil && slices.Equal(r.Flags, flags):
@@ -121,7 +122,7 @@ func (b *box) deletes(p Plan) error {
 	if len(gone) == 0 {
 		return nil
 	}
-	return b.opt.Store.Rebase(b.ctx, b.name, func(tx *replica.Tx) {
+	return b.opt.Store.Rebase(b.ctx, b.name, func(tx *store.Tx) {
 		for _, u := range gone {
 			tx.DropBaseRow(b.id, u)
 		}
@@ -149,7 +150,7 @@ func (b *box) adopt(p Plan) error {
 	if len(p.Adopt) == 0 {
 		return nil
 	}
-	return b.opt.Store.Rebase(b.ctx, b.name, func(tx *replica.Tx) {
+	return b.opt.Store.Rebase(b.ctx, b.name, func(tx *store.Tx) {
 		for _, uid := range p.Adopt {
 			b.copied(tx, b.sn.Find(uid), uid)
 		}
@@ -157,7 +158,7 @@ func (b *box) adopt(p Plan) error {
 }
 
 // copied records that production holds a message of the standby under uid.
-func (b *box) copied(tx *replica.Tx, was *row.Message, uid uint32) {
+func (b *box) copied(tx *store.Tx, was *row.Message, uid uint32) {
 	r := tx.Find(b.id, was.UID)
 	if r == nil {
 		// A client deleted it meanwhile: production has to, in the next run.
@@ -226,7 +227,7 @@ func (b *box) shift(todo []*row.Message) ([]*row.Message, error) {
 	b.note("mailbox %s of %s: UID %d was taken on production (next is %d); clients will see a new UIDVALIDITY and fetch this mailbox again",
 		b.sn.Name, b.name, todo[0].UID, b.next)
 	var out []*row.Message
-	err := b.opt.Store.Rebase(b.ctx, b.name, func(tx *replica.Tx) {
+	err := b.opt.Store.Rebase(b.ctx, b.name, func(tx *store.Tx) {
 		m := tx.BoxByID(b.id)
 		m.UIDNext, m.Gap = max(m.UIDNext, b.next), 0
 		for _, old := range todo {
@@ -281,8 +282,8 @@ func (b *box) appendBatch(rows []*row.Message) (done int, err error) {
 	b.count(func(r *Report) { r.Appended += done; r.Burned += len(burned) })
 	b.base.UIDNext, b.base.Name = max(b.base.UIDNext, b.next), b.sn.Name
 	b.was = b.base
-	return done, b.opt.Store.Rebase(b.ctx, b.name, func(tx *replica.Tx) {
-		tx.EndCopy(key)
+	return done, b.opt.Store.Rebase(b.ctx, b.name, func(tx *store.Tx) {
+		replica.EndCopy(tx, key)
 		tx.SetBaseBox(b.base)
 		for i, r := range rows[:done] {
 			b.copied(tx, r, uids[i])
@@ -368,7 +369,7 @@ func (b *box) restore(p Plan) error {
 	}
 	b.next = uids[len(uids)-1] + 1
 	b.count(func(r *Report) { r.Restored += len(uids) })
-	return b.opt.Store.Rebase(b.ctx, b.name, func(tx *replica.Tx) {
+	return b.opt.Store.Rebase(b.ctx, b.name, func(tx *store.Tx) {
 		for i, r := range p.Restore {
 			b.copied(tx, r, uids[i])
 		}
@@ -452,7 +453,7 @@ func (b *box) keep(late, uids []uint32) error {
 			held = append(held, h)
 		}
 	}
-	return b.opt.Store.Land(b.ctx, replica.Keeper, replica.Landed{Account: b.name, Mailbox: b.sn.Name, Held: held}, func(tx *replica.Tx) error {
+	return b.opt.Store.Land(b.ctx, store.ByKeeper, replica.Landed{Account: b.name, Mailbox: b.sn.Name, Held: held}, func(tx *store.Tx) error {
 		m := tx.BoxByID(b.id)
 		m.ModSeq++
 		for i, old := range late {
@@ -502,7 +503,7 @@ func (b *box) finish(p Plan) error {
 	if err != nil || sn.UIDNext >= b.next {
 		return err
 	}
-	return b.opt.Store.Rebase(b.ctx, b.name, func(tx *replica.Tx) {
+	return b.opt.Store.Rebase(b.ctx, b.name, func(tx *store.Tx) {
 		m := tx.BoxByID(b.id)
 		m.UIDNext = max(m.UIDNext, b.next)
 		tx.Put(m)

@@ -6,9 +6,9 @@ import (
 	"slices"
 	"strings"
 
-	"understudy/replica"
 	"understudy/replica/imapc"
 	"understudy/replica/row"
+	"understudy/replica/store"
 )
 
 // folders makes the replica's list of mailboxes equal to production's, and
@@ -23,7 +23,7 @@ func (m *Mirror) folders(ctx context.Context, c *imapc.Conn, account string) ([]
 	if err != nil {
 		return nil, fmt.Errorf("list mailboxes of %s: %w", account, err)
 	}
-	err = m.opt.Store.Update(ctx, account, replica.Mirror, func(tx *replica.Tx) error {
+	err = m.opt.Store.Update(ctx, account, store.ByMirror, func(tx *store.Tx) error {
 		applyFolders(tx, list)
 		return nil
 	})
@@ -32,7 +32,7 @@ func (m *Mirror) folders(ctx context.Context, c *imapc.Conn, account string) ([]
 
 // applyFolders is the plan and its execution: renames first, then deletions,
 // then additions and attributes.
-func applyFolders(tx *replica.Tx, list []imapc.Listed) {
+func applyFolders(tx *store.Tx, list []imapc.Listed) {
 	there := map[string]*imapc.Listed{}
 	for i := range list {
 		there[list[i].Name] = &list[i]

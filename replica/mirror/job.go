@@ -11,9 +11,9 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"understudy/replica"
 	"understudy/replica/imapc"
 	"understudy/replica/row"
+	"understudy/replica/store"
 )
 
 // maxTries is how often a task is tried in one job before it is parked.
@@ -90,7 +90,7 @@ func (j *jobRun) planAccount(ctx context.Context, account string) ([]row.Task, e
 				continue
 			}
 			sn, err := j.m.opt.Store.Snapshot(account, l.Name)
-			if errors.Is(err, replica.ErrNoMailbox) {
+			if errors.Is(err, store.ErrNoMailbox) {
 				continue // renamed meanwhile: the next sweep
 			}
 			if err != nil {
@@ -226,7 +226,7 @@ func (j *jobRun) end(ctx context.Context, i int, err error) {
 		t.State = row.TaskDone
 	case ctx.Err() != nil:
 		t.State = row.TaskQueued
-	case errors.As(err, &no) && no.Code == "NONEXISTENT", errors.Is(err, replica.ErrNoMailbox):
+	case errors.As(err, &no) && no.Code == "NONEXISTENT", errors.Is(err, store.ErrNoMailbox):
 		t.State = row.TaskSkipped
 	case t.Attempt < maxTries:
 		t.State, t.Err = row.TaskRetry, err.Error()

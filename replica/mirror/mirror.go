@@ -25,11 +25,12 @@ import (
 	"understudy/replica"
 	"understudy/replica/imapc"
 	"understudy/replica/row"
+	"understudy/replica/store"
 )
 
 // Options of New.
 type Options struct {
-	Store *replica.Store
+	Store *replica.Replica
 	// Dial opens a connection to production's IMAP server that is logged in
 	// as account.
 	Dial func(ctx context.Context, account string) (*imapc.Conn, error)
@@ -270,7 +271,7 @@ func (m *Mirror) with(ctx context.Context, account string, f func(*imapc.Conn) e
 		case live && (err == nil || errors.As(err, &no)):
 			m.pool.put(account, c)
 			return err
-		case errors.Is(err, replica.ErrNotHome):
+		case errors.Is(err, store.ErrNotHome):
 			c.Close()
 			return err
 		}
@@ -351,7 +352,7 @@ func (m *Mirror) runHints(ctx context.Context) error {
 func (m *Mirror) hinted(ctx context.Context, h hint) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	if err := m.SyncMailbox(ctx, h.account, h.mailbox); err != nil && ctx.Err() == nil && !errors.Is(err, replica.ErrNotHome) {
+	if err := m.SyncMailbox(ctx, h.account, h.mailbox); err != nil && ctx.Err() == nil && !errors.Is(err, store.ErrNotHome) {
 		m.opt.Log.Debug("targeted sync", "account", h.account, "mailbox", h.mailbox, "err", err)
 	}
 }

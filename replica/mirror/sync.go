@@ -8,6 +8,7 @@ import (
 	"understudy/replica"
 	"understudy/replica/imapc"
 	"understudy/replica/row"
+	"understudy/replica/store"
 	"understudy/snoop/imapwire"
 )
 
@@ -101,10 +102,10 @@ func (s *boxSync) reset() error {
 		s.m.opt.Log.Warn("mailbox has a new UIDVALIDITY and is copied anew", "account", s.account, "mailbox", s.mailbox,
 			"old", s.local.OnProduction(), "new", s.sel.UIDValidity)
 	}
-	err := s.m.opt.Store.Update(s.ctx, s.account, replica.Mirror, func(tx *replica.Tx) error {
+	err := s.m.opt.Store.Update(s.ctx, s.account, store.ByMirror, func(tx *store.Tx) error {
 		old := tx.Box(s.mailbox)
 		if old == nil {
-			return replica.ErrNoMailbox
+			return store.ErrNoMailbox
 		}
 		n := *old
 		tx.Drop(old.ID)
@@ -197,10 +198,10 @@ func (s *boxSync) uidList(remote map[uint32]imapc.Message, full bool) ([]uint32,
 // applyAttributes stores flags, dates and sizes of known messages, and removes
 // those that are gone.
 func (s *boxSync) applyAttributes(remote map[uint32]imapc.Message, uids []uint32) error {
-	return s.m.opt.Store.Update(s.ctx, s.account, replica.Mirror, func(tx *replica.Tx) error {
+	return s.m.opt.Store.Update(s.ctx, s.account, store.ByMirror, func(tx *store.Tx) error {
 		m := tx.BoxByID(s.local.ID)
 		if m == nil {
-			return replica.ErrNoMailbox
+			return store.ErrNoMailbox
 		}
 		moving := s.m.opt.Store.Moving(s.account, s.mailbox)
 		for _, r := range tx.Rows(m.ID) {
@@ -398,10 +399,10 @@ func (s *boxSync) byHeader(remote map[uint32]imapc.Message, need []uint32) ([]ui
 
 // putRows adds messages; held are the deliveries that were found among them.
 func (s *boxSync) putRows(rows []*row.Message, held []row.Held) error {
-	return s.m.opt.Store.Land(s.ctx, replica.Mirror, replica.Landed{Account: s.account, Mailbox: s.mailbox, Held: held}, func(tx *replica.Tx) error {
+	return s.m.opt.Store.Land(s.ctx, store.ByMirror, replica.Landed{Account: s.account, Mailbox: s.mailbox, Held: held}, func(tx *store.Tx) error {
 		m := tx.BoxByID(s.local.ID)
 		if m == nil {
-			return replica.ErrNoMailbox
+			return store.ErrNoMailbox
 		}
 		for _, r := range rows {
 			if tx.TouchedSince(m.ID, r.UID, s.mark) {
@@ -418,10 +419,10 @@ func (s *boxSync) putRows(rows []*row.Message, held []row.Held) error {
 
 // finish records up to where production was read.
 func (s *boxSync) finish() error {
-	return s.m.opt.Store.Update(s.ctx, s.account, replica.Mirror, func(tx *replica.Tx) error {
+	return s.m.opt.Store.Update(s.ctx, s.account, store.ByMirror, func(tx *store.Tx) error {
 		m := tx.BoxByID(s.local.ID)
 		if m == nil {
-			return replica.ErrNoMailbox
+			return store.ErrNoMailbox
 		}
 		m.UIDNext = max(m.UIDNext, s.sel.UIDNext)
 		m.ModSeq = max(m.ModSeq, s.sel.ModSeq)

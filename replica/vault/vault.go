@@ -60,8 +60,6 @@ func New(m meta.Store, expire time.Duration) *Vault {
 	return v
 }
 
-func rowKey(login string) []byte { return []byte("v/" + login) }
-
 func (v *Vault) digest(login, password string) [sha256.Size]byte {
 	m := hmac.New(sha256.New, v.key[:])
 	fmt.Fprintf(m, "%d/%s/%s", len(login), login, password)
@@ -104,7 +102,7 @@ func (v *Vault) Learn(ctx context.Context, login, password, account string) erro
 	if err != nil {
 		return err
 	}
-	if _, err := v.Meta.Commit(ctx, meta.Batch{Do: []meta.Op{{Key: rowKey(login), Val: b}}}); err != nil {
+	if _, err := v.Meta.Commit(ctx, meta.Batch{Do: []meta.Op{{Key: meta.VerifierKey(login), Val: b}}}); err != nil {
 		return fmt.Errorf("store verifier: %w", err)
 	}
 	v.remember(login, d)
@@ -125,7 +123,7 @@ func (v *Vault) Check(login, password string) (account string, err error) {
 func (v *Vault) verify(login, password string) (string, error) {
 	var rec verifier
 	err := v.Meta.View(func(s meta.Snap) error {
-		b, _, err := s.Get(rowKey(login))
+		b, _, err := s.Get(meta.VerifierKey(login))
 		if err != nil || b == nil {
 			return errors.Join(err, ErrUnknown)
 		}
@@ -152,14 +150,14 @@ func (v *Vault) Forget(ctx context.Context, login string) error {
 	v.mu.Lock()
 	delete(v.seen, login)
 	v.mu.Unlock()
-	_, err := v.Meta.Commit(ctx, meta.Batch{Do: []meta.Op{{Key: rowKey(login), Del: true}}})
+	_, err := v.Meta.Commit(ctx, meta.Batch{Do: []meta.Op{{Key: meta.VerifierKey(login), Del: true}}})
 	return err
 }
 
 // Count returns the number of verifiers.
 func (v *Vault) Count() (n int, err error) {
 	err = v.Meta.View(func(s meta.Snap) error {
-		for range s.Scan([]byte("v/"), []byte("v0")) {
+		for range s.Scan(meta.Range(meta.Verifiers())) {
 			n++
 		}
 		return nil

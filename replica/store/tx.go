@@ -1,4 +1,4 @@
-package replica
+package store
 
 import (
 	"context"
@@ -16,9 +16,9 @@ type Writer uint8
 // The writers: the mirror and transaction cache repeat what production did;
 // the standby acts in its place; the keeper and copy-back may always write.
 const (
-	Mirror Writer = iota
-	Acting
-	Keeper
+	ByMirror Writer = iota
+	ByStandby
+	ByKeeper
 )
 
 // Tx collects the changes of one Update. Values that it returns are copies.
@@ -34,6 +34,7 @@ type Tx struct {
 	dropped     map[row.MailboxID]bool
 	rows        map[row.MailboxID]map[uint32]*row.Message
 	batch       meta.Batch
+	then        []func() // once it is durable
 }
 
 // Update runs f and commits what it did, durably, as one batch. If f fails
@@ -45,13 +46,13 @@ func (s *Store) Update(ctx context.Context, user string, w Writer, f func(*Tx) e
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if !s.opt.Primary && w != Keeper && (w == Acting) != (a.info.Home == row.Standby) {
+	if !s.opt.Primary && w != ByKeeper && (w == ByStandby) != (a.info.Home == row.Standby) {
 		return fmt.Errorf("%w: %s", ErrNotHome, a.name)
 	}
-	if w == Acting && a.seal {
+	if w == ByStandby && a.seal {
 		return fmt.Errorf("%w: %s is being handed back", ErrNotHome, a.name)
 	}
-	tx := &Tx{s: s, a: a, base: w == Acting && !s.opt.Primary, info: a.info,
+	tx := &Tx{s: s, a: a, base: w == ByStandby && !s.opt.Primary, info: a.info,
 		boxes: map[row.MailboxID]*row.Mailbox{}, dropped: map[row.MailboxID]bool{}, rows: map[row.MailboxID]map[uint32]*row.Message{}}
 	if err := f(tx); err != nil {
 		return err
@@ -75,6 +76,19 @@ func (s *Store) Seal(user string, on bool) error {
 
 // Name is the account's.
 func (tx *Tx) Name() string { return tx.a.name }
+
+// Home says which side answers for the account.
+func (tx *Tx) Home() row.Home { return tx.info.Home }
+
+// SetHome gives the account to a side.
+func (tx *Tx) SetHome(h row.Home) { tx.info.Home, tx.infoChanged = h, true }
+
+// Stage adds rows that are no part of the account to its batch.
+func (tx *Tx) Stage(f func(*meta.Batch)) { f(&tx.batch) }
+
+// OnCommit has f called when the batch is durable and the account shows it, before
+// Update returns. Those given first are called first.
+func (tx *Tx) OnCommit(f func()) { tx.then = append(tx.then, f) }
 
 // Box returns the mailbox of a name, or nil.
 func (tx *Tx) Box(name string) *row.Mailbox {
@@ -127,12 +141,6 @@ func (tx *Tx) Add(m row.Mailbox) *row.Mailbox {
 // Put stores a changed mailbox.
 func (tx *Tx) Put(m *row.Mailbox) {
 	tx.boxes[m.ID] = m
-}
-
-func baseKey(name string, id row.MailboxID) []byte {
-	k := boxKey(name, id)
-	k[0] = 'B'
-	return k
 }
 
 func (tx *Tx) putJSON(key []byte, v any) {
@@ -212,9 +220,9 @@ func (tx *Tx) saveRow(id row.MailboxID, old *row.Message) {
 	if !tx.base || old == nil || old.Fresh {
 		return
 	}
-	key := rowKey('b', tx.Name(), id, old.UID)
+	key := meta.BaseRowKey(tx.Name(), id, old.UID)
 	saved := false
-	_ = tx.s.Meta.View(func(sn meta.Snap) error {
+	_ = tx.s.opt.Meta.View(func(sn meta.Snap) error {
 		b, _, _ := sn.Get(key)
 		saved = b != nil
 		return nil
@@ -259,9 +267,8 @@ func overlay(rows []*row.Message, ch map[uint32]*row.Message) []*row.Message {
 func (tx *Tx) commit(ctx context.Context) error {
 	name := tx.Name()
 	for id := range tx.dropped {
-		p := rowPrefix('r', name, id)
-		tx.batch.DeleteRange(p, meta.PrefixEnd(p))
-		tx.batch.Delete(boxKey(name, id))
+		tx.batch.DeleteRange(meta.Range(meta.RowsOf(name, id)))
+		tx.batch.Delete(meta.MailboxKey(name, id))
 	}
 	next := map[row.MailboxID]*row.Snapshot{}
 	for id, ch := range tx.rows {
@@ -271,9 +278,9 @@ func (tx *Tx) commit(ctx context.Context) error {
 		}
 		for uid, r := range ch {
 			if r == nil {
-				tx.batch.Delete(rowKey('r', name, id, uid))
+				tx.batch.Delete(meta.RowKey(name, id, uid))
 			} else {
-				tx.batch.Put(rowKey('r', name, id, uid), r.Encode())
+				tx.batch.Put(meta.RowKey(name, id, uid), r.Encode())
 			}
 		}
 		rows := tx.Rows(id)
@@ -286,15 +293,16 @@ func (tx *Tx) commit(ctx context.Context) error {
 		next[id] = sn
 	}
 	for id, m := range tx.boxes {
-		tx.putJSON(boxKey(name, id), m)
+		tx.putJSON(meta.MailboxKey(name, id), m)
 	}
 	if tx.infoChanged {
-		tx.putJSON(acctKey(name), tx.info)
+		tx.putJSON(meta.AccountKey(name), tx.info)
 	}
 	if len(tx.batch.Do) == 0 {
+		tx.tell()
 		return nil
 	}
-	if _, err := tx.s.Meta.Commit(ctx, tx.batch); err != nil {
+	if _, err := tx.s.opt.Meta.Commit(ctx, tx.batch); err != nil {
 		return fmt.Errorf("store changes of %s: %w", name, err)
 	}
 	tx.publish(next)
@@ -322,10 +330,17 @@ func (tx *Tx) publish(next map[row.MailboxID]*row.Snapshot) {
 			a.snaps[id] = sn
 		}
 	}
+	tx.tell()
 	for ch := range a.watch {
 		select {
 		case ch <- struct{}{}:
 		default:
 		}
+	}
+}
+
+func (tx *Tx) tell() {
+	for _, f := range tx.then {
+		f()
 	}
 }

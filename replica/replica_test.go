@@ -11,9 +11,10 @@ import (
 	"time"
 
 	"understudy/replica/row"
+	"understudy/replica/store"
 )
 
-func open(t *testing.T, dir string) *Store {
+func open(t *testing.T, dir string) *Replica {
 	t.Helper()
 	s, err := Open(Options{Dir: dir, FoldCase: true, Domains: []string{"d.test"}})
 	if err != nil {
@@ -24,14 +25,14 @@ func open(t *testing.T, dir string) *Store {
 }
 
 // seeded is a store with an account whose INBOX is copied.
-func seeded(t *testing.T, dir string) *Store {
+func seeded(t *testing.T, dir string) *Replica {
 	t.Helper()
 	s := open(t, dir)
 	ctx := t.Context()
 	if _, err := s.EnsureAccount(ctx, "Ada", row.Production); err != nil {
 		t.Fatal(err)
 	}
-	err := s.Update(ctx, "ada", Mirror, func(tx *Tx) error {
+	err := s.Update(ctx, "ada", store.ByMirror, func(tx *store.Tx) error {
 		m := tx.Add(row.Mailbox{Name: "INBOX", Sep: '/', UIDValidity: 9, UIDNext: 4, Synced: true, SyncedNext: 4})
 		for uid := uint32(1); uid < 4; uid++ {
 			tx.PutRow(m.ID, &row.Message{UID: uid, Flags: []string{`\Seen`}, Date: time.Unix(1, 0)})
@@ -54,13 +55,13 @@ func TestM13_OneWriter(t *testing.T) {
 		_, _, err := s.Append(ctx, "ada", "INBOX", []row.New{{Date: time.Now()}})
 		return err
 	}
-	if err := add(); !errors.Is(err, ErrNotHome) {
+	if err := add(); !errors.Is(err, store.ErrNotHome) {
 		t.Errorf("standby writes while production answers: %v", err)
 	}
 	if err := s.BeginActing(ctx, "ada", 8); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.LearnExpunge(ctx, "ada", "INBOX", []uint32{1}); !errors.Is(err, ErrNotHome) {
+	if err := s.LearnExpunge(ctx, "ada", "INBOX", []uint32{1}); !errors.Is(err, store.ErrNotHome) {
 		t.Errorf("the mirror writes while the standby answers: %v", err)
 	}
 	if err := add(); err != nil {
@@ -143,7 +144,7 @@ func TestB10_HeldAndRoutes(t *testing.T) {
 	if _, _, ok := s.MatchHeld(Arrival{Header: []byte("X-Subject: hello there\r\n\r\n"), Size: 32}); ok {
 		t.Error("a header that only ends alike is matched")
 	}
-	if err := s.Land(ctx, Mirror, Landed{"Ada", "INBOX", []row.Held{got}}, func(*Tx) error { return nil }); err != nil {
+	if err := s.Land(ctx, store.ByMirror, Landed{"Ada", "INBOX", []row.Held{got}}, func(*store.Tx) error { return nil }); err != nil {
 		t.Fatal(err)
 	}
 	if r, ok := s.RouteOf("alias@D.test"); !ok || r.Account != "Ada" || s.HeldCount() != 0 {
@@ -231,7 +232,7 @@ func TestN18_Delivered(t *testing.T) {
 		t.Error("found before it was delivered")
 	}
 	ref, _ := s.PutMessage(append([]byte("Received: by z\r\n"), orig...))
-	err := s.Update(t.Context(), "ada", Mirror, func(tx *Tx) error {
+	err := s.Update(t.Context(), "ada", store.ByMirror, func(tx *store.Tx) error {
 		tx.PutRow(tx.Box("INBOX").ID, &row.Message{UID: 9, Date: time.Now(), Size: ref.Size, Ref: ref})
 		return nil
 	})

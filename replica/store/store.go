@@ -1,32 +1,29 @@
-// Package replica keeps the whole mail store of production: accounts,
-// mailboxes and messages, what is in flight (held deliveries, queued mail),
-// routes and tasks, over a metadata store (rows) and a message store (bytes).
+// Package store keeps the accounts of the replica, with their mailboxes and
+// messages, as rows of a metadata store.
 //
 // Implementation notes. The account is the partition: every change goes
 // through Update, which holds the account's lock, collects one batch, commits
-// it durably, and only then shows it to readers and watchers. Readers take
-// immutable snapshots and hold no lock. Who may write is a field of the
-// account, Home: the mirror and the transaction cache write while it is
-// Production, the standby while it is Standby; the other side gets
-// ErrNotHome, so a late result of one can never overwrite the other's. While
-// Home is Standby the first change of a row saves what it was (the base of the
+// it durably, and only then shows it to readers and watchers. Ledgers that are
+// no part of an account join its batch by Tx.Stage, and show what they staged by
+// Tx.OnCommit. Readers take immutable snapshots and hold no lock. Who may write is
+// a field of the account, Home: the mirror and the transaction cache (Wire) write
+// while it is Production, the standby (Acting) while it is Standby; the other side
+// gets ErrNotHome, so a late result of one can never overwrite the other's. While
+// Home is Standby the first change of a row saves what it was (Base, for the
 // three-way merge). Messages are stored before rows refer to them. Lock order:
-// heldMu before account.mu before Store.mu.
-package replica
+// account.mu before Store.mu.
+package store
 
 import (
 	"context"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"sort"
 	"strings"
 	"sync"
 	"time"
 
-	"understudy/replica/blob"
 	"understudy/replica/meta"
 	"understudy/replica/row"
 )
@@ -40,36 +37,22 @@ var (
 	ErrName      = errors.New("bad mailbox name")
 )
 
-// Options of Open.
+// Options of New.
 type Options struct {
-	Dir string
+	Meta meta.Store
 	// Primary: the store is nobody's replica but a server's own; the standby
 	// engine may always write and no base is kept.
 	Primary bool
 	// FoldCase: user names that differ in case only are one account.
 	FoldCase bool
-	// Domains whose local parts are account names, in lower case.
-	Domains []string
 }
 
-// Store is the replica.
+// Store holds the accounts.
 type Store struct {
-	Meta  meta.Store
-	Blobs *blob.Store
-
 	opt Options
-
-	heldMu sync.Mutex // changes of held deliveries
 
 	mu       sync.Mutex
 	accounts map[string]*account
-	held     map[uint64]*row.Held
-	holding  map[chan struct{}]struct{} // holds under way
-	routes   map[string]row.Route
-	twins    map[uint64]row.Twin
-	answers  *answers
-	intents  *journal[intent]
-	nextID   uint64
 	cached   int // rows in snapshots
 }
 
@@ -90,87 +73,34 @@ type account struct {
 // bytes each).
 const maxCached = 400_000
 
-// Open opens or makes the replica in a directory.
-func Open(o Options) (*Store, error) {
-	blobs, err := blob.Open(filepath.Join(o.Dir, "messages"))
-	if err != nil {
-		return nil, err
-	}
-	m, err := meta.OpenBolt(filepath.Join(o.Dir, "meta.db"))
-	if err != nil {
-		return nil, errors.Join(err, blobs.Close())
-	}
-	s := &Store{Meta: m, Blobs: blobs, opt: o, accounts: map[string]*account{}, held: map[uint64]*row.Held{}, holding: map[chan struct{}]struct{}{}, routes: map[string]row.Route{}, twins: map[uint64]row.Twin{}}
-	if err := s.load(); err != nil {
-		return nil, errors.Join(err, s.Close())
-	}
-	if s.answers, err = openAnswers(o.Dir); err != nil {
-		return nil, errors.Join(err, s.Close())
-	}
-	if err := s.openIntents(); err != nil {
-		return nil, errors.Join(err, s.Close())
-	}
-	return s, nil
-}
+// New returns a store without accounts; Load reads them.
+func New(o Options) *Store { return &Store{opt: o, accounts: map[string]*account{}} }
 
-// Close closes both stores.
-func (s *Store) Close() error {
-	err := errors.Join(s.Meta.Close(), s.Blobs.Close())
-	if s.answers != nil {
-		err = errors.Join(err, s.answers.f.Close())
+// Load reads all accounts and their mailboxes, in place of those in memory.
+func (s *Store) Load(sn meta.Snap) error {
+	accounts := map[string]*account{}
+	for _, v := range sn.Scan(meta.Range(meta.Accounts())) {
+		var info row.Account
+		if err := json.Unmarshal(v, &info); err != nil {
+			return fmt.Errorf("account row: %w", err)
+		}
+		a := newAccount(info)
+		for _, v := range sn.Scan(meta.Range(meta.MailboxesOf(a.name))) {
+			m := &row.Mailbox{}
+			if err := json.Unmarshal(v, m); err != nil {
+				return fmt.Errorf("mailbox row: %w", err)
+			}
+			a.boxes[m.ID] = m
+		}
+		accounts[s.fold(a.name)] = a
 	}
-	if s.intents != nil {
-		err = errors.Join(err, s.intents.f.Close())
+	if err := sn.Err(); err != nil {
+		return err
 	}
-	return err
-}
-
-func (s *Store) load() error {
-	return s.Meta.View(func(sn meta.Snap) error {
-		for _, v := range sn.Scan([]byte("a/"), []byte("a0")) {
-			var info row.Account
-			if err := json.Unmarshal(v, &info); err != nil {
-				return fmt.Errorf("account row: %w", err)
-			}
-			a := newAccount(info)
-			p := boxPrefix(a.name)
-			for _, v := range sn.Scan(p, meta.PrefixEnd(p)) {
-				m := &row.Mailbox{}
-				if err := json.Unmarshal(v, m); err != nil {
-					return fmt.Errorf("mailbox row: %w", err)
-				}
-				a.boxes[m.ID] = m
-			}
-			s.accounts[s.fold(a.name)] = a
-		}
-		for _, v := range sn.Scan([]byte("d/"), []byte("d0")) {
-			h := &row.Held{}
-			if err := json.Unmarshal(v, h); err != nil {
-				return fmt.Errorf("held delivery row: %w", err)
-			}
-			s.held[h.ID] = h
-			s.nextID = max(s.nextID, h.ID)
-		}
-		for _, v := range sn.Scan([]byte("x/"), []byte("x0")) {
-			var w row.Twin
-			if err := json.Unmarshal(v, &w); err != nil {
-				return fmt.Errorf("twin row: %w", err)
-			}
-			s.twins[w.ID] = w
-			s.nextID = max(s.nextID, w.ID)
-		}
-		for k := range sn.Scan([]byte("q/"), []byte("q0")) {
-			s.nextID = max(s.nextID, binary.BigEndian.Uint64(k[2:]))
-		}
-		for _, v := range sn.Scan([]byte("rt/"), []byte("rt0")) {
-			var r row.Route
-			if err := json.Unmarshal(v, &r); err != nil {
-				return fmt.Errorf("route row: %w", err)
-			}
-			s.routes[r.Recipient] = r
-		}
-		return sn.Err()
-	})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.accounts = accounts
+	return nil
 }
 
 func newAccount(info row.Account) *account {
@@ -182,21 +112,6 @@ func (s *Store) fold(name string) string {
 		return strings.ToLower(name)
 	}
 	return name
-}
-
-func acctKey(name string) []byte   { return []byte("a/" + name) }
-func boxPrefix(name string) []byte { return []byte("m/" + name + "\x00") }
-func boxKey(name string, id row.MailboxID) []byte {
-	return binary.BigEndian.AppendUint32(boxPrefix(name), uint32(id))
-}
-func rowPrefix(kind byte, name string, id row.MailboxID) []byte {
-	return binary.BigEndian.AppendUint32([]byte(string(kind)+"/"+name+"\x00"), uint32(id))
-}
-func rowKey(kind byte, name string, id row.MailboxID, uid uint32) []byte {
-	return binary.BigEndian.AppendUint32(rowPrefix(kind, name, id), uid)
-}
-func idKey(kind string, id uint64) []byte {
-	return binary.BigEndian.AppendUint64([]byte(kind+"/"), id)
 }
 
 // Resolve returns the account's own spelling of a user name.
@@ -231,7 +146,8 @@ func (s *Store) EnsureAccount(ctx context.Context, name string, home row.Home) (
 	if err != nil {
 		return "", err
 	}
-	_, err = s.Meta.Commit(ctx, meta.Batch{If: []meta.Cond{{Key: acctKey(name)}}, Do: []meta.Op{{Key: acctKey(name), Val: b}}})
+	key := meta.AccountKey(name)
+	_, err = s.opt.Meta.Commit(ctx, meta.Batch{If: []meta.Cond{{Key: key}}, Do: []meta.Op{{Key: key, Val: b}}})
 	if err != nil && !errors.Is(err, meta.ErrConflict) {
 		return "", fmt.Errorf("add account %s: %w", name, err)
 	}
@@ -334,7 +250,7 @@ func (s *Store) snapshot(a *account, m *row.Mailbox) (*row.Snapshot, error) {
 		return sn, nil
 	}
 	sn := &row.Snapshot{Mailbox: *m}
-	rows, err := s.rows('r', a.name, m.ID)
+	rows, err := s.rows(meta.RowsOf(a.name, m.ID))
 	if err != nil {
 		return nil, fmt.Errorf("read mailbox %s of %s: %w", m.Name, a.name, err)
 	}
@@ -357,11 +273,10 @@ func (s *Store) snapshot(a *account, m *row.Mailbox) (*row.Snapshot, error) {
 	return sn, nil
 }
 
-func (s *Store) rows(kind byte, name string, id row.MailboxID) ([]*row.Message, error) {
+func (s *Store) rows(prefix []byte) ([]*row.Message, error) {
 	var out []*row.Message
-	p := rowPrefix(kind, name, id)
-	err := s.Meta.View(func(v meta.Snap) error {
-		for _, b := range v.Scan(p, meta.PrefixEnd(p)) {
+	err := s.opt.Meta.View(func(v meta.Snap) error {
+		for _, b := range v.Scan(meta.Range(prefix)) {
 			m, err := row.DecodeMessage(b)
 			if err != nil {
 				return err
@@ -391,17 +306,11 @@ func (s *Store) Watch(user string) (c <-chan struct{}, stop func(), err error) {
 	}, nil
 }
 
-// Message reads the bytes of a message.
-func (s *Store) Message(ref row.Ref) ([]byte, error) { return s.Blobs.Get(ref) }
-
-// PutMessage stores the bytes of a message, durably.
-func (s *Store) PutMessage(b []byte) (row.Ref, error) { return s.Blobs.Put(b) }
-
 // LoadJSON reads a single value, such as the failover state; ok is false if
 // it was never saved.
 func (s *Store) LoadJSON(key string, v any) (ok bool, err error) {
-	err = s.Meta.View(func(sn meta.Snap) error {
-		b, _, err := sn.Get([]byte("s/" + key))
+	err = s.opt.Meta.View(func(sn meta.Snap) error {
+		b, _, err := sn.Get(meta.StateKey(key))
 		if err != nil || b == nil {
 			return err
 		}
@@ -420,7 +329,7 @@ func (s *Store) SaveJSON(ctx context.Context, key string, v any) error {
 	if err != nil {
 		return err
 	}
-	if _, err := s.Meta.Commit(ctx, meta.Batch{Do: []meta.Op{{Key: []byte("s/" + key), Val: b}}}); err != nil {
+	if _, err := s.opt.Meta.Commit(ctx, meta.Batch{Do: []meta.Op{{Key: meta.StateKey(key), Val: b}}}); err != nil {
 		return fmt.Errorf("save %s: %w", key, err)
 	}
 	return nil
@@ -428,7 +337,7 @@ func (s *Store) SaveJSON(ctx context.Context, key string, v any) error {
 
 // MarkSync records the outcome of an account's sweep.
 func (s *Store) MarkSync(ctx context.Context, user string, when time.Time, problem string) error {
-	return s.Update(ctx, user, Mirror, func(tx *Tx) error {
+	return s.Update(ctx, user, ByMirror, func(tx *Tx) error {
 		if problem == "" {
 			tx.info.LastSync = when
 		}
@@ -440,7 +349,7 @@ func (s *Store) MarkSync(ctx context.Context, user string, when time.Time, probl
 
 // Code names an error as an IMAP response code (RFC 5530), "" if it is none
 // that a client could understand.
-func (s *Store) Code(err error) string {
+func Code(err error) string {
 	switch {
 	case errors.Is(err, ErrNoMailbox), errors.Is(err, ErrNoAccount):
 		return "NONEXISTENT"

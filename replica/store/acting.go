@@ -1,4 +1,4 @@
-package replica
+package store
 
 import (
 	"context"
@@ -10,11 +10,15 @@ import (
 	"understudy/replica/row"
 )
 
-// The changes below are the standby's: it assigns UIDs and MODSEQs itself.
+// Acting changes accounts in production's place: it assigns UIDs and MODSEQs itself.
+type Acting struct{ s *Store }
+
+// Acting returns what the standby's servers change accounts by.
+func (s *Store) Acting() Acting { return Acting{s} }
 
 // Append adds messages to a mailbox and returns the UIDs it gave them.
-func (s *Store) Append(ctx context.Context, user, mailbox string, msgs []row.New) (validity uint32, uids []uint32, err error) {
-	err = s.Update(ctx, user, Acting, func(tx *Tx) error {
+func (a Acting) Append(ctx context.Context, user, mailbox string, msgs []row.New) (validity uint32, uids []uint32, err error) {
+	err = a.s.Update(ctx, user, ByStandby, func(tx *Tx) error {
 		m := tx.Box(mailbox)
 		if m == nil || m.NoSelect {
 			return fmt.Errorf("%w: %q", ErrNoMailbox, mailbox)
@@ -23,7 +27,7 @@ func (s *Store) Append(ctx context.Context, user, mailbox string, msgs []row.New
 		m.ModSeq++
 		for _, n := range msgs {
 			uid := m.TakeUID()
-			r := &row.Message{UID: uid, ModSeq: m.ModSeq, Date: n.Date.Truncate(time.Second), Size: n.Ref.Size, Ref: n.Ref, Fresh: !s.opt.Primary, Tail: n.Tail}
+			r := &row.Message{UID: uid, ModSeq: m.ModSeq, Date: n.Date.Truncate(time.Second), Size: n.Ref.Size, Ref: n.Ref, Fresh: !a.s.opt.Primary, Tail: n.Tail}
 			r.SetFlags(n.Flags)
 			tx.PutRow(m.ID, r)
 			uids = append(uids, uid)
@@ -35,8 +39,8 @@ func (s *Store) Append(ctx context.Context, user, mailbox string, msgs []row.New
 }
 
 // SetFlags changes flags. It returns the UIDs whose condition failed.
-func (s *Store) SetFlags(ctx context.Context, user string, c row.FlagChange) (modified []uint32, err error) {
-	err = s.Update(ctx, user, Acting, func(tx *Tx) error {
+func (a Acting) SetFlags(ctx context.Context, user string, c row.FlagChange) (modified []uint32, err error) {
+	err = a.s.Update(ctx, user, ByStandby, func(tx *Tx) error {
 		m := tx.BoxByID(c.Mailbox)
 		if m == nil {
 			return ErrNoMailbox
@@ -69,8 +73,8 @@ func (s *Store) SetFlags(ctx context.Context, user string, c row.FlagChange) (mo
 
 // Expunge removes the messages that carry \Deleted, of the given UIDs or, if
 // that is nil, of all.
-func (s *Store) Expunge(ctx context.Context, user string, id row.MailboxID, only []uint32) error {
-	return s.Update(ctx, user, Acting, func(tx *Tx) error {
+func (a Acting) Expunge(ctx context.Context, user string, id row.MailboxID, only []uint32) error {
+	return a.s.Update(ctx, user, ByStandby, func(tx *Tx) error {
 		m := tx.BoxByID(id)
 		if m == nil {
 			return ErrNoMailbox
@@ -91,8 +95,8 @@ func (s *Store) Expunge(ctx context.Context, user string, id row.MailboxID, only
 }
 
 // Copy copies or moves messages by reference.
-func (s *Store) Copy(ctx context.Context, user string, cmd row.CopyCmd) (c row.Copied, err error) {
-	err = s.Update(ctx, user, Acting, func(tx *Tx) error {
+func (a Acting) Copy(ctx context.Context, user string, cmd row.CopyCmd) (c row.Copied, err error) {
+	err = a.s.Update(ctx, user, ByStandby, func(tx *Tx) error {
 		src, dst := tx.BoxByID(cmd.From), tx.Box(cmd.To)
 		if src == nil || dst == nil || dst.NoSelect {
 			return fmt.Errorf("%w: %q", ErrNoMailbox, cmd.To)
@@ -111,7 +115,7 @@ func (s *Store) Copy(ctx context.Context, user string, cmd row.CopyCmd) (c row.C
 				continue
 			}
 			n := *r
-			n.UID, n.ModSeq, n.Fresh, n.Unsettled = dst.TakeUID(), dst.ModSeq, !s.opt.Primary, false
+			n.UID, n.ModSeq, n.Fresh, n.Unsettled = dst.TakeUID(), dst.ModSeq, !a.s.opt.Primary, false
 			tx.PutRow(dst.ID, &n)
 			c.Src, c.Dst = append(c.Src, uid), append(c.Dst, n.UID)
 			if cmd.Move {
@@ -130,9 +134,9 @@ func (s *Store) Copy(ctx context.Context, user string, cmd row.CopyCmd) (c row.C
 }
 
 // Create makes a mailbox and, as RFC 9051 section 6.3.4 wants, its parents.
-func (s *Store) Create(ctx context.Context, user, name string, attrs []string) error {
-	return s.Update(ctx, user, Acting, func(tx *Tx) error {
-		sep := tx.sep()
+func (a Acting) Create(ctx context.Context, user, name string, attrs []string) error {
+	return a.s.Update(ctx, user, ByStandby, func(tx *Tx) error {
+		sep := separator(tx)
 		name := strings.TrimSuffix(name, string(sep))
 		if err := checkName(name, sep); err != nil {
 			return err
@@ -140,8 +144,8 @@ func (s *Store) Create(ctx context.Context, user, name string, attrs []string) e
 		if m := tx.Box(name); m != nil && !m.NoSelect {
 			return fmt.Errorf("%w: %q", ErrExists, name)
 		}
-		tx.parents(name, sep)
-		tx.make(name, sep, attrs)
+		makeParents(tx, name, sep)
+		tx.Make(name, attrs)
 		return nil
 	})
 }
@@ -154,8 +158,8 @@ func checkName(name string, sep byte) error {
 	return nil
 }
 
-// sep is the account's hierarchy separator.
-func (tx *Tx) sep() byte {
+// separator is the account's, of its hierarchy.
+func separator(tx *Tx) byte {
 	for _, m := range tx.Boxes() {
 		if m.Sep != 0 {
 			return m.Sep
@@ -164,17 +168,17 @@ func (tx *Tx) sep() byte {
 	return '/'
 }
 
-func (tx *Tx) parents(name string, sep byte) {
+func makeParents(tx *Tx, name string, sep byte) {
 	for i := 1; i < len(name); i++ {
 		if name[i] == sep && tx.Box(name[:i]) == nil {
-			tx.make(name[:i], sep, nil)
+			tx.Make(name[:i], nil)
 		}
 	}
 }
 
-// make adds a mailbox, or makes a \NoSelect one usable, with a UIDVALIDITY
+// Make adds a mailbox, or makes a \NoSelect one usable, with a UIDVALIDITY
 // that no other of the account has or had.
-func (tx *Tx) make(name string, sep byte, attrs []string) {
+func (tx *Tx) Make(name string, attrs []string) {
 	v := uint32(time.Now().Unix())
 	for _, m := range tx.Boxes() {
 		v = max(v, m.UIDValidity+1, m.ProdUIDValidity+1)
@@ -184,13 +188,13 @@ func (tx *Tx) make(name string, sep byte, attrs []string) {
 		tx.Put(m)
 		return
 	}
-	tx.Add(row.Mailbox{Name: name, Sep: sep, Attrs: attrs, UIDValidity: v, UIDNext: 1, ModSeq: 1, Born: !tx.s.opt.Primary, Synced: true,
+	tx.Add(row.Mailbox{Name: name, Sep: separator(tx), Attrs: attrs, UIDValidity: v, UIDNext: 1, ModSeq: 1, Born: !tx.s.opt.Primary, Synced: true,
 		Permanent: []string{`\*`}})
 }
 
 // Delete removes a mailbox; one with children stays as \NoSelect.
-func (s *Store) Delete(ctx context.Context, user, name string) error {
-	return s.Update(ctx, user, Acting, func(tx *Tx) error {
+func (a Acting) Delete(ctx context.Context, user, name string) error {
+	return a.s.Update(ctx, user, ByStandby, func(tx *Tx) error {
 		m := tx.Box(name)
 		if m == nil {
 			return fmt.Errorf("%w: %q", ErrNoMailbox, name)
@@ -200,15 +204,15 @@ func (s *Store) Delete(ctx context.Context, user, name string) error {
 		}
 		children := false
 		for _, c := range tx.Boxes() {
-			children = children || strings.HasPrefix(c.Name, name+string(tx.sep()))
+			children = children || strings.HasPrefix(c.Name, name+string(separator(tx)))
 		}
 		if children && m.NoSelect {
 			return fmt.Errorf("%w: %q has children", ErrName, name)
 		}
-		sep := tx.sep()
+		sep := separator(tx)
 		tx.Drop(m.ID)
 		if children {
-			tx.Add(row.Mailbox{Name: name, Sep: sep, NoSelect: true, Born: !s.opt.Primary, Synced: true})
+			tx.Add(row.Mailbox{Name: name, Sep: sep, NoSelect: true, Born: !a.s.opt.Primary, Synced: true})
 		}
 		return nil
 	})
@@ -216,9 +220,9 @@ func (s *Store) Delete(ctx context.Context, user, name string) error {
 
 // Rename renames a mailbox with its children. Renaming INBOX moves its
 // messages to a new mailbox (RFC 9051 section 6.3.6).
-func (s *Store) Rename(ctx context.Context, user, from, to string) error {
-	return s.Update(ctx, user, Acting, func(tx *Tx) error {
-		sep := tx.sep()
+func (a Acting) Rename(ctx context.Context, user, from, to string) error {
+	return a.s.Update(ctx, user, ByStandby, func(tx *Tx) error {
+		sep := separator(tx)
 		m := tx.Box(from)
 		if m == nil {
 			return fmt.Errorf("%w: %q", ErrNoMailbox, from)
@@ -232,9 +236,9 @@ func (s *Store) Rename(ctx context.Context, user, from, to string) error {
 		if strings.HasPrefix(to, from+string(sep)) && from != "INBOX" {
 			return fmt.Errorf("%w: %q is below %q", ErrName, to, from)
 		}
-		tx.parents(to, sep)
+		makeParents(tx, to, sep)
 		if from == "INBOX" {
-			return tx.renameInbox(m, to, sep)
+			return renameInbox(tx, m, to)
 		}
 		for _, c := range tx.Boxes() {
 			if rest, ok := strings.CutPrefix(c.Name, from); ok && (rest == "" || rest[0] == sep) {
@@ -246,8 +250,8 @@ func (s *Store) Rename(ctx context.Context, user, from, to string) error {
 	})
 }
 
-func (tx *Tx) renameInbox(inbox *row.Mailbox, to string, sep byte) error {
-	tx.make(to, sep, nil)
+func renameInbox(tx *Tx, inbox *row.Mailbox, to string) error {
+	tx.Make(to, nil)
 	dst := tx.Box(to)
 	for _, r := range tx.Rows(inbox.ID) {
 		n := *r
@@ -262,8 +266,8 @@ func (tx *Tx) renameInbox(inbox *row.Mailbox, to string, sep byte) error {
 }
 
 // Subscribe sets the subscription of a mailbox.
-func (s *Store) Subscribe(ctx context.Context, user, name string, on bool) error {
-	return s.Update(ctx, user, Acting, func(tx *Tx) error {
+func (a Acting) Subscribe(ctx context.Context, user, name string, on bool) error {
+	return a.s.Update(ctx, user, ByStandby, func(tx *Tx) error {
 		m := tx.Box(name)
 		if m == nil {
 			if on {

@@ -1,4 +1,4 @@
-package replica
+package store
 
 import (
 	"context"
@@ -8,9 +8,13 @@ import (
 	"understudy/replica/row"
 )
 
-// The changes below were made by production and seen on the wire. They carry
-// production's UIDs and UIDVALIDITY. ErrNoMailbox tells that the replica does
+// Wire repeats changes that production made and that were seen on the wire. They
+// carry production's UIDs and UIDVALIDITY. ErrNoMailbox tells that the replica does
 // not know the mailbox in that state; the caller then has it synced.
+type Wire struct{ s *Store }
+
+// Wire returns what the transaction cache changes accounts by.
+func (s *Store) Wire() Wire { return Wire{s} }
 
 // Clock returns a mark for TouchedSince. Take it before reading from
 // production.
@@ -43,7 +47,7 @@ func (tx *Tx) TouchedSince(id row.MailboxID, uid uint32, mark uint64) bool {
 	return tx.a.touched[id][uid] > mark
 }
 
-func (tx *Tx) learned(mailbox string, validity uint32) (*row.Mailbox, error) {
+func learned(tx *Tx, mailbox string, validity uint32) (*row.Mailbox, error) {
 	tx.wire = true
 	m := tx.Box(mailbox)
 	if m == nil || validity != 0 && m.OnProduction() != validity {
@@ -55,7 +59,7 @@ func (tx *Tx) learned(mailbox string, validity uint32) (*row.Mailbox, error) {
 // missing is called for a message that the replica has not, of which the wire
 // told a change that concerns uid of box. While the mailbox is still being
 // copied the message is left to the copy, which must read it anew.
-func (tx *Tx) missing(m *row.Mailbox, seen uint32, box row.MailboxID, uid uint32) error {
+func missing(tx *Tx, m *row.Mailbox, seen uint32, box row.MailboxID, uid uint32) error {
 	if m.Synced {
 		return fmt.Errorf("%w: message %d of %q", ErrNoMailbox, seen, m.Name)
 	}
@@ -65,9 +69,9 @@ func (tx *Tx) missing(m *row.Mailbox, seen uint32, box row.MailboxID, uid uint32
 
 // LearnAppend records a message that a client appended and production
 // accepted.
-func (s *Store) LearnAppend(ctx context.Context, user string, n row.AppendOf) error {
-	return s.Update(ctx, user, Mirror, func(tx *Tx) error {
-		m, err := tx.learned(n.Mailbox, n.UIDValidity)
+func (w Wire) LearnAppend(ctx context.Context, user string, n row.AppendOf) error {
+	return w.s.Update(ctx, user, ByMirror, func(tx *Tx) error {
+		m, err := learned(tx, n.Mailbox, n.UIDValidity)
 		if err != nil {
 			return err
 		}
@@ -85,9 +89,9 @@ func (s *Store) LearnAppend(ctx context.Context, user string, n row.AppendOf) er
 
 // LearnFlags records a STORE that production accepted: told holds what it
 // answered; the UIDs it was silent about get op applied.
-func (s *Store) LearnFlags(ctx context.Context, user, mailbox string, c row.FlagChange, told []row.FlagsOf) error {
-	return s.Update(ctx, user, Mirror, func(tx *Tx) error {
-		m, err := tx.learned(mailbox, 0)
+func (w Wire) LearnFlags(ctx context.Context, user, mailbox string, c row.FlagChange, told []row.FlagsOf) error {
+	return w.s.Update(ctx, user, ByMirror, func(tx *Tx) error {
+		m, err := learned(tx, mailbox, 0)
 		if err != nil {
 			return err
 		}
@@ -95,7 +99,7 @@ func (s *Store) LearnFlags(ctx context.Context, user, mailbox string, c row.Flag
 		set := func(uid uint32, flags func(old []string) []string) error {
 			r := tx.Find(m.ID, uid)
 			if r == nil {
-				return tx.missing(m, uid, m.ID, uid)
+				return missing(tx, m, uid, m.ID, uid)
 			}
 			r.Flags, r.Unsettled = flags(r.Flags), true
 			tx.PutRow(m.ID, r)
@@ -120,9 +124,9 @@ func (s *Store) LearnFlags(ctx context.Context, user, mailbox string, c row.Flag
 }
 
 // LearnExpunge records that production expunged messages.
-func (s *Store) LearnExpunge(ctx context.Context, user, mailbox string, uids []uint32) error {
-	return s.Update(ctx, user, Mirror, func(tx *Tx) error {
-		m, err := tx.learned(mailbox, 0)
+func (w Wire) LearnExpunge(ctx context.Context, user, mailbox string, uids []uint32) error {
+	return w.s.Update(ctx, user, ByMirror, func(tx *Tx) error {
+		m, err := learned(tx, mailbox, 0)
 		if err != nil {
 			return err
 		}
@@ -134,23 +138,23 @@ func (s *Store) LearnExpunge(ctx context.Context, user, mailbox string, uids []u
 }
 
 // LearnCopy records a COPY or MOVE by reference.
-func (s *Store) LearnCopy(ctx context.Context, user string, c row.CopyOf) error {
+func (w Wire) LearnCopy(ctx context.Context, user string, c row.CopyOf) error {
 	if len(c.Src) != len(c.Dst) {
 		return fmt.Errorf("%w: COPYUID of unequal sets", ErrNoMailbox)
 	}
-	return s.Update(ctx, user, Mirror, func(tx *Tx) error {
-		src, err := tx.learned(c.From, 0)
+	return w.s.Update(ctx, user, ByMirror, func(tx *Tx) error {
+		src, err := learned(tx, c.From, 0)
 		if err != nil {
 			return err
 		}
-		dst, err := tx.learned(c.To, c.UIDValidity)
+		dst, err := learned(tx, c.To, c.UIDValidity)
 		if err != nil {
 			return err
 		}
 		for i, uid := range c.Src {
 			r := tx.Find(src.ID, uid)
 			if r == nil {
-				if err := tx.missing(src, uid, dst.ID, c.Dst[i]); err != nil {
+				if err := missing(tx, src, uid, dst.ID, c.Dst[i]); err != nil {
 					return err
 				}
 				continue

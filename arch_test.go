@@ -16,7 +16,7 @@ import (
 )
 
 // pure packages know no socket, file, clock, goroutine or log.
-var pure = []string{"snoop/imapwire", "snoop/smtpwire", "snoop/imapsession", "replica/row", "proxy/seam", "failover", "console/config"}
+var pure = []string{"snoop/imapwire", "snoop/smtpwire", "snoop/imapsession", "snoop/smtpsession", "replica/row", "proxy/seam", "failover", "console/config"}
 
 // allowed lists what each package may import of this module. The pure packages
 // of any house may be imported from anywhere above them.
@@ -24,6 +24,7 @@ var allowed = map[string][]string{
 	"snoop/imapwire":        {},
 	"snoop/smtpwire":        {},
 	"snoop/imapsession":     {"snoop/imapwire"},
+	"snoop/smtpsession":     {"snoop/smtpwire", "replica/row", "proxy/seam"},
 	"snoop":                 {"snoop/imapwire", "snoop/imapsession", "replica/row"},
 	"snoop/capture":         {"snoop/imapwire", "snoop/imapsession", "snoop/smtpwire", "replica/row"},
 	"replica/row":           {},
@@ -34,6 +35,7 @@ var allowed = map[string][]string{
 	"replica":               {"replica/row", "replica/meta", "replica/blob", "replica/store"},
 	"replica/meta/metatest": {"replica/meta"},
 	"replica/imapc":         {"snoop/imapwire"},
+	"replica/replicatest":   {"replica", "replica/row", "replica/vault"},
 	"replica/mirror":        {"replica", "replica/store", "replica/row", "replica/imapc", "snoop/imapwire"},
 	"replica/copyback":      {"replica", "replica/store", "replica/row", "replica/imapc", "snoop/imapwire"},
 	"proxy":                 {"replica/row", "proxy/seam", "proxy/upstream", "proxy/imap", "proxy/smtp"},
@@ -41,7 +43,7 @@ var allowed = map[string][]string{
 	"proxy/upstream":        {"proxy/seam", "snoop/imapwire", "snoop/smtpwire"},
 	"proxy/login":           {"proxy/seam", "snoop/imapwire", "snoop/smtpwire"},
 	"proxy/imap":            {"proxy/seam", "proxy/upstream", "proxy/login", "replica/row", "snoop/imapwire", "snoop/smtpwire", "snoop/imapsession"},
-	"proxy/smtp":            {"proxy/seam", "proxy/upstream", "proxy/login", "replica/row", "snoop/imapwire", "snoop/smtpwire"},
+	"proxy/smtp":            {"proxy/seam", "proxy/upstream", "proxy/login", "replica/row", "snoop/imapwire", "snoop/smtpwire", "snoop/smtpsession"},
 	"proxy/inline":          {},
 	"failover":              {},
 	"failover/keeper":       {"failover"},

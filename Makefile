@@ -47,7 +47,8 @@ bench: deps
 	UNDERSTUDY_BENCH=1 go test -count=1 -timeout 30m -v -run TestBench ./lab
 
 gen: go
-	go run ./cmd/understudy diagram > docs/failover.mmd
+	go run ./cmd/understudy diagram failover > docs/failover.mmd
+	go run ./cmd/understudy diagram smtpsession > docs/smtpsession.mmd
 	go run ./cmd/understudy config describe > docs/understudy.toml
 
 deps: go

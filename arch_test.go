@@ -16,7 +16,7 @@ import (
 )
 
 // pure packages know no socket, file, clock, goroutine or log.
-var pure = []string{"snoop/imapwire", "snoop/smtpwire", "snoop/imapsession", "replica/row", "proxy/seam", "failover", "console/config"}
+var pure = []string{"snoop/imapwire", "snoop/smtpwire", "snoop/imapsession", "snoop/smtpsession", "replica/row", "proxy/seam", "failover", "console/config"}
 
 // allowed lists what each package may import of this module. The pure packages
 // of any house may be imported from anywhere above them.
@@ -24,6 +24,7 @@ var allowed = map[string][]string{
 	"snoop/imapwire":        {},
 	"snoop/smtpwire":        {},
 	"snoop/imapsession":     {"snoop/imapwire"},
+	"snoop/smtpsession":     {"snoop/smtpwire", "replica/row", "proxy/seam"},
 	"snoop":                 {"snoop/imapwire", "snoop/imapsession", "replica/row"},
 	"snoop/capture":         {"snoop/imapwire", "snoop/imapsession", "snoop/smtpwire", "replica/row"},
 	"replica/row":           {},
@@ -42,7 +43,7 @@ var allowed = map[string][]string{
 	"proxy/upstream":        {"proxy/seam", "snoop/imapwire", "snoop/smtpwire"},
 	"proxy/login":           {"proxy/seam", "snoop/imapwire", "snoop/smtpwire"},
 	"proxy/imap":            {"proxy/seam", "proxy/upstream", "proxy/login", "replica/row", "snoop/imapwire", "snoop/smtpwire", "snoop/imapsession"},
-	"proxy/smtp":            {"proxy/seam", "proxy/upstream", "proxy/login", "replica/row", "snoop/imapwire", "snoop/smtpwire"},
+	"proxy/smtp":            {"proxy/seam", "proxy/upstream", "proxy/login", "replica/row", "snoop/imapwire", "snoop/smtpwire", "snoop/smtpsession"},
 	"proxy/inline":          {},
 	"failover":              {},
 	"failover/keeper":       {"failover"},

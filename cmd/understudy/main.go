@@ -47,7 +47,7 @@ func commands() map[string]command {
 		"scrub":       {"read every stored message and verify it", scrub},
 		"config":      {"config describe | config check: the settings file", configCmd},
 		"network":     {"show, make and remove what puts the box into the wire; go past it", networkCmd},
-		"diagram":     {"print the failover table as a Mermaid diagram", diagram},
+		"diagram":     {"print a table of states as a Mermaid diagram: failover, or the one named", diagram},
 		"server":      {"run the demonstration's mail server", demoServer},
 	}
 }

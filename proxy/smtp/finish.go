@@ -2,7 +2,6 @@ package smtp
 
 import (
 	"context"
-	"slices"
 
 	"understudy/proxy/seam"
 	"understudy/replica/row"
@@ -17,13 +16,14 @@ import (
 func (s *session) finish(ctx context.Context, sp row.Spool) error {
 	// Noted before it is known whether it is a repeated one: should this end here,
 	// it comes once more.
-	told, answered := false, s.srv.opt.Senders.Taking(s.mail, sp)
+	mail := s.state.Envelope()
+	told, answered := false, s.srv.opt.Senders.Taking(mail, sp)
 	defer func() { answered(told) }()
-	if again, err := s.srv.opt.Senders.Repeated(ctx, s.mail, sp); err != nil {
+	if again, err := s.srv.opt.Senders.Repeated(ctx, mail, sp); err != nil {
 		return s.unsafe(err)
 	} else if again {
 		s.swap.abandon()
-		s.reset()
+		s.state.End()
 		s.reply(smtpwire.NewReply(250, "2.0.0 Ok: accepted before"))
 		if err := s.w.Flush(); err != nil {
 			return err
@@ -43,7 +43,7 @@ func (s *session) finish(ctx context.Context, sp row.Spool) error {
 				arrival = nil
 			}
 			if up.lease.Side == seam.Production {
-				arrival = s.srv.opt.Arrivals.Arriving(ctx, s.mail, sp)
+				arrival = s.srv.opt.Arrivals.Arriving(ctx, s.state.Envelope(), sp)
 			}
 			sent = true
 			r, err := up.Finish()
@@ -67,7 +67,7 @@ func (s *session) finish(ctx context.Context, sp row.Spool) error {
 			if err != nil {
 				return s.unsafe(err)
 			}
-			if s.only(left); len(left) > 0 {
+			if s.state.Only(left); len(left) > 0 {
 				continue
 			}
 		case arrival != nil:
@@ -77,7 +77,7 @@ func (s *session) finish(ctx context.Context, sp row.Spool) error {
 		case sent && lost:
 			return errEnd
 		}
-		s.reset()
+		s.state.End()
 		s.reply(r)
 		if err := s.w.Flush(); err != nil {
 			return err
@@ -90,15 +90,4 @@ func (s *session) finish(ctx context.Context, sp row.Spool) error {
 func (s *session) unsafe(err error) error {
 	s.srv.opt.Log.Error("an accepted message could not be made durable; its 250 is not passed on", "err", err)
 	return errEnd
-}
-
-// only leaves of the transaction the recipients that are still to be asked for.
-func (s *session) only(rcpts []string) {
-	lines := s.lines[:1:1]
-	for i, r := range s.mail.Rcpts {
-		if slices.Contains(rcpts, r) {
-			lines = append(lines, s.lines[i+1])
-		}
-	}
-	s.mail.Rcpts, s.lines = rcpts, lines
 }

@@ -13,53 +13,45 @@ import (
 
 	"understudy/proxy/login"
 	"understudy/proxy/seam"
-	"understudy/replica/row"
 	"understudy/snoop/imapwire"
+	"understudy/snoop/smtpsession"
 	"understudy/snoop/smtpwire"
 )
 
-// session reads one client's commands strictly, has the upstream answer
-// them one by one, and keeps the envelope and the message for the Tap and for
-// the next upstream.
+// session reads one client's commands strictly, and has the upstream answer them
+// one by one. state is what the client has been granted, and so what the next
+// upstream is told.
 type session struct {
-	srv    *Server
-	conn   net.Conn
-	br     *bufio.Reader
-	w      *bufio.Writer
-	client seam.Client
-	swap   swap
-
-	mail  row.Envelope
-	lines []string // MAIL and RCPT as they were sent
-	inTx  bool
-	helo  bool
-	login *seam.Login // taken
-	bad   int
-	quit  bool
+	srv   *Server
+	conn  net.Conn
+	br    *bufio.Reader
+	w     *bufio.Writer
+	state *smtpsession.Session
+	swap  swap
 }
 
 const (
 	commandTimeout = 5 * time.Minute // RFC 5321 section 4.5.3.2
 	bodyTimeout    = 30 * time.Minute
-	maxBad         = 20
-	maxBadAuth     = 3
 )
 
 // ServeConn serves a client's connection, which the caller closes.
 func (srv *Server) ServeConn(ctx context.Context, conn net.Conn, who seam.Client) {
-	s := &session{srv: srv, conn: conn, client: who}
+	s := &session{srv: srv, conn: conn, state: smtpsession.New(who)}
 	s.buffers()
 	s.swap.s, s.swap.mu = s, seam.NewTurn()
 	defer s.swap.leave()
 	hi, err := s.swap.call(ctx, func(up *link) (smtpwire.Reply, error) { return up.hi, nil })
 	if err != nil {
 		// No 4xx greeting: a peer tries again all the sooner after a drop.
-		srv.opt.Log.Debug("SMTP session cannot begin", "client", s.client.Addr, "err", err)
+		srv.opt.Log.Debug("SMTP session cannot begin", "client", s.state.Client().Addr, "err", err)
 		return
 	}
 	s.reply(hi)
-	s.quit = !hi.OK()
-	for !s.quit {
+	if !hi.OK() {
+		s.state.Quit()
+	}
+	for s.state.Stage() != smtpsession.Over {
 		if s.br.Buffered() == 0 && s.w.Flush() != nil {
 			return
 		}
@@ -80,7 +72,7 @@ func (s *session) fail(err error) {
 	case errors.Is(err, errEnd), errors.Is(err, io.EOF):
 		_ = s.w.Flush()
 	}
-	s.srv.opt.Log.Debug("SMTP session ended", "client", s.client.Addr, "err", err)
+	s.srv.opt.Log.Debug("SMTP session ended", "client", s.state.Client().Addr, "err", err)
 }
 
 func (s *session) buffers() {
@@ -129,8 +121,13 @@ func (s *session) step(ctx context.Context) error {
 }
 
 func (s *session) refuse(code int, text string) error {
-	s.reply(smtpwire.NewReply(code, "%s", text))
-	if s.bad++; s.bad > maxBad {
+	return s.mistake(smtpwire.NewReply(code, "%s", text))
+}
+
+// mistake refuses what the client should not have said.
+func (s *session) mistake(no smtpwire.Reply) error {
+	s.reply(no)
+	if s.state.Mistake() {
 		s.reply(smtpwire.NewReply(421, "4.7.0 Too many errors"))
 		return errEnd
 	}
@@ -141,7 +138,7 @@ func (s *session) simple(ctx context.Context, c smtpwire.Command) error {
 	line := c.Verb
 	switch c.Verb {
 	case "RSET":
-		s.reset()
+		s.state.Reset()
 	case "VRFY", "HELP":
 		if c.Arg == "" {
 			break
@@ -156,10 +153,6 @@ func (s *session) simple(ctx context.Context, c smtpwire.Command) error {
 	return nil
 }
 
-func (s *session) reset() {
-	s.mail, s.lines, s.inTx = row.Envelope{User: s.mail.User}, nil, false
-}
-
 func (s *session) goodbye(ctx context.Context) error {
 	r := smtpwire.NewReply(221, "2.0.0 Bye")
 	if up, unlock := s.swap.now(); up != nil {
@@ -169,7 +162,7 @@ func (s *session) goodbye(ctx context.Context) error {
 		unlock()
 	}
 	s.reply(r)
-	s.quit = true
+	s.state.Quit()
 	return nil
 }
 
@@ -182,16 +175,17 @@ func (s *session) hello(ctx context.Context, c smtpwire.Command) error {
 	if c.Arg == "" || strings.ContainsAny(c.Arg, " \t") {
 		return s.refuse(501, "5.5.4 Name of the client is missing")
 	}
-	s.client.Helo, s.client.ESMTP = c.Arg, c.Verb == "EHLO"
-	s.reset()
-	s.helo = false // said below
-	r, err := s.swap.call(ctx, func(up *link) (smtpwire.Reply, error) { return up.Hello(s.client) })
+	s.state.Hello(c.Arg, c.Verb == "EHLO")
+	who := s.state.Client()
+	r, err := s.swap.call(ctx, func(up *link) (smtpwire.Reply, error) { return up.Hello(who) })
 	if err != nil {
 		return err
 	}
-	s.helo = r.OK()
-	if s.client.ESMTP && r.OK() {
-		r.Lines = s.cutExtensions(r.Lines)
+	if r.OK() {
+		s.state.Greeted()
+		if who.ESMTP {
+			r.Lines = s.cutExtensions(r.Lines)
+		}
 	}
 	s.reply(r)
 	return nil
@@ -199,7 +193,7 @@ func (s *session) hello(ctx context.Context, c smtpwire.Command) error {
 
 // cutExtensions keeps of an EHLO answer what this proxy and the standby do.
 func (s *session) cutExtensions(lines []string) []string {
-	out := lines[:1:1]
+	out, secure := lines[:1:1], s.state.Client().TLS
 	for _, l := range lines[1:] {
 		word, _, _ := strings.Cut(strings.ToUpper(l), " ")
 		switch word {
@@ -207,23 +201,24 @@ func (s *session) cutExtensions(lines []string) []string {
 			out = append(out, l)
 		case "AUTH":
 			mechs := seam.Caps(strings.Fields(strings.ToUpper(l))[1:]).Cut(seam.Caps{"PLAIN", "LOGIN", "XOAUTH2", "OAUTHBEARER"})
-			if mechs != nil && (s.client.TLS || s.srv.opt.PlainOK) {
+			if mechs != nil && (secure || s.srv.opt.PlainOK) {
 				out = append(out, "AUTH "+mechs.String())
 			}
 		}
 	}
-	if s.srv.opt.StartTLS != nil && !s.client.TLS {
+	if s.srv.opt.StartTLS != nil && !secure {
 		out = append(out, "STARTTLS")
 	}
 	return out
 }
 
 func (s *session) startTLS(ctx context.Context) error {
+	no, ok := s.state.May(smtpsession.StartTLS)
 	switch {
 	case s.srv.opt.StartTLS == nil:
 		return s.refuse(502, "5.5.1 TLS is not available")
-	case s.client.TLS:
-		return s.refuse(503, "5.5.1 TLS is active")
+	case !ok:
+		return s.mistake(no)
 	case s.br.Buffered() > 0:
 		s.reply(smtpwire.NewReply(554, "5.5.0 Text behind STARTTLS"))
 		return errEnd
@@ -237,20 +232,19 @@ func (s *session) startTLS(ctx context.Context) error {
 		return err
 	}
 	s.conn = t
-	s.client.TLS = true
 	s.buffers()
-	s.reset()
-	s.helo = false
+	s.state.Secured()
 	return nil
 }
 
 func (s *session) auth(ctx context.Context, c smtpwire.Command) error {
 	f := strings.Fields(c.Arg)
+	no, ok := s.state.May(smtpsession.Auth)
 	switch {
-	case !s.client.TLS && !s.srv.opt.PlainOK:
+	case !s.state.Client().TLS && !s.srv.opt.PlainOK:
 		return s.refuse(538, "5.7.11 Use TLS first")
-	case s.mail.User != "" || s.inTx || !s.helo:
-		return s.refuse(503, "5.5.1 Not now")
+	case !ok:
+		return s.mistake(no)
 	case len(f) < 1 || len(f) > 2:
 		return s.refuse(501, "5.5.4 AUTH takes a mechanism")
 	}
@@ -280,14 +274,13 @@ func (s *session) auth(ctx context.Context, c smtpwire.Command) error {
 		return err
 	}
 	if r.OK() {
-		s.login = &l
+		s.state.LoggedIn(l)
 		if side == seam.Production {
 			if _, err := s.srv.opt.Logins.LoggedIn(context.Background(), l); err != nil {
 				s.srv.opt.Log.Warn("login was not learned", "user", l.User, "err", err)
 			}
 		}
-		s.mail.User = l.User
-	} else if s.bad++; s.bad > maxBadAuth {
+	} else if s.state.Denied() {
 		s.reply(r)
 		return errEnd
 	}
@@ -297,11 +290,11 @@ func (s *session) auth(ctx context.Context, c smtpwire.Command) error {
 
 func (s *session) mailFrom(ctx context.Context, c smtpwire.Command) error {
 	path, err := smtpwire.ParsePath("FROM", c.Arg)
-	switch {
-	case err != nil:
+	if err != nil {
 		return s.refuse(501, "5.5.4 "+err.Error())
-	case s.inTx:
-		return s.refuse(503, "5.5.1 Nested MAIL")
+	}
+	if no, ok := s.state.May(smtpsession.Mail); !ok {
+		return s.mistake(no)
 	}
 	for _, p := range path.Params {
 		if v, ok := strings.CutPrefix(strings.ToUpper(p), "SIZE="); ok {
@@ -310,41 +303,33 @@ func (s *session) mailFrom(ctx context.Context, c smtpwire.Command) error {
 			}
 		}
 	}
-	line := canonical("MAIL FROM:", path)
-	r, err := s.command(ctx, "MAIL", line)
+	r, err := s.command(ctx, "MAIL", path.MailLine())
 	if err != nil {
 		return err
 	}
 	if r.OK() {
-		s.inTx, s.lines = true, []string{line}
-		s.mail.From, s.mail.Params, s.mail.Rcpts = path.Addr, path.Params, nil
+		s.state.From(path)
 	}
 	s.reply(r)
 	return nil
 }
 
-func canonical(cmd string, p smtpwire.Path) string {
-	return strings.Join(append([]string{cmd + "<" + p.Addr + ">"}, p.Params...), " ")
-}
-
 func (s *session) rcptTo(ctx context.Context, c smtpwire.Command) error {
 	path, err := smtpwire.ParsePath("TO", c.Arg)
-	switch {
-	case err != nil || path.Addr == "":
+	if err != nil || path.Addr == "" {
 		return s.refuse(501, "5.5.4 Bad recipient address")
-	case !s.inTx:
-		return s.refuse(503, "5.5.1 MAIL first")
 	}
-	line := canonical("RCPT TO:", path)
-	r, err := s.command(ctx, "RCPT", line)
+	if no, ok := s.state.May(smtpsession.Rcpt); !ok {
+		return s.mistake(no)
+	}
+	r, err := s.command(ctx, "RCPT", path.RcptLine())
 	if err != nil {
 		return err
 	}
 	if r.OK() {
-		s.lines = append(s.lines, line)
-		s.mail.Rcpts = append(s.mail.Rcpts, path.Addr)
+		s.state.To(path)
 	} else {
-		s.bad++
+		s.state.Mistake()
 	}
 	s.reply(r)
 	return nil
@@ -352,11 +337,12 @@ func (s *session) rcptTo(ctx context.Context, c smtpwire.Command) error {
 
 // data carries a message. Its outcome is passed on after it is durable here.
 func (s *session) data(ctx context.Context, c smtpwire.Command) error {
+	no, ok := s.state.May(smtpsession.Data)
 	switch {
 	case c.Arg != "":
 		return s.refuse(501, "5.5.4 DATA takes no argument")
-	case len(s.mail.Rcpts) == 0:
-		return s.refuse(554, "5.5.1 No valid recipients")
+	case !ok:
+		return s.mistake(no)
 	case s.br.Buffered() > 0:
 		s.reply(smtpwire.NewReply(503, "5.5.0 Text behind DATA"))
 		return errEnd
@@ -369,6 +355,7 @@ func (s *session) data(ctx context.Context, c smtpwire.Command) error {
 		s.reply(r)
 		return nil
 	}
+	s.state.Begin()
 	_ = s.conn.SetReadDeadline(time.Now().Add(bodyTimeout))
 	s.reply(smtpwire.NewReply(354, "End data with <CR><LF>.<CR><LF>"))
 	if err := s.w.Flush(); err != nil {

@@ -11,6 +11,7 @@ import (
 	"understudy/proxy/seam"
 	"understudy/proxy/upstream"
 	"understudy/replica/row"
+	"understudy/snoop/smtpsession"
 	"understudy/snoop/smtpwire"
 )
 
@@ -214,8 +215,8 @@ func (m *swap) open(ctx context.Context, lease seam.Lease) (*link, error) {
 	defer cancel()
 	var err error
 	if lease.Side == seam.Standby {
-		up.Upstream = s.srv.opt.Standby.NewSMTP(context.WithoutCancel(ctx), s.client)
-	} else if up.Upstream, err = s.srv.opt.Target.DialSMTP(ctx, s.client); err != nil {
+		up.Upstream = s.srv.opt.Standby.NewSMTP(context.WithoutCancel(ctx), s.state.Client())
+	} else if up.Upstream, err = s.srv.opt.Target.DialSMTP(ctx, s.state.Client()); err != nil {
 		return nil, err
 	}
 	stop := context.AfterFunc(ctx, up.Close)
@@ -235,36 +236,33 @@ func (m *swap) open(ctx context.Context, lease seam.Lease) (*link, error) {
 // sayAgain brings an upstream to the session's state. A refusal of what was
 // accepted before ends the session without a word: the client comes again.
 func (s *session) sayAgain(up *link) error {
-	var steps []func() (smtpwire.Reply, error)
-	if s.helo {
-		if !up.hi.OK() {
-			return fmt.Errorf("greeting: %s", up.hi)
-		}
-		steps = append(steps, func() (smtpwire.Reply, error) { return up.Hello(s.client) })
-	}
-	if s.login != nil {
-		steps = append(steps, func() (smtpwire.Reply, error) { return up.Auth(*s.login) })
-	}
-	for i, line := range s.lines {
-		verb := "RCPT"
-		if i == 0 {
-			verb = "MAIL"
-		}
-		steps = append(steps, func() (smtpwire.Reply, error) { return up.Command(verb, line) })
-	}
-	for _, step := range steps {
-		r, err := step()
-		if err != nil {
-			return err
-		}
+	for _, step := range s.state.Again() {
+		r, err := up.say(step)
 		switch {
+		case err != nil:
+			return err
 		case r.OK():
 		case r.Code == 421:
 			return fmt.Errorf("upstream closes: %s", r)
 		default:
-			s.srv.opt.Log.Info("SMTP session is closed and not continued", "client", s.client.Addr, "why", r.String())
+			s.srv.opt.Log.Info("SMTP session is closed and not continued", "client", s.state.Client().Addr, "why", r.String())
 			return errEnd
 		}
 	}
 	return nil
+}
+
+// say says one step of a session's again.
+func (u *link) say(step smtpsession.Step) (smtpwire.Reply, error) {
+	switch step.On {
+	case smtpsession.Hello:
+		if !u.hi.OK() {
+			return smtpwire.Reply{}, fmt.Errorf("greeting: %s", u.hi)
+		}
+		return u.Hello(step.Client)
+	case smtpsession.Auth:
+		return u.Auth(step.Login)
+	default:
+		return u.Command(string(step.On), step.Line)
+	}
 }

@@ -83,6 +83,16 @@ func ParsePath(keyword, arg string) (Path, error) {
 	return p, nil
 }
 
+// MailLine is the MAIL command for the path, canonically.
+func (p Path) MailLine() string { return p.line("MAIL FROM:") }
+
+// RcptLine is the RCPT command for the path, canonically.
+func (p Path) RcptLine() string { return p.line("RCPT TO:") }
+
+func (p Path) line(cmd string) string {
+	return strings.Join(append([]string{cmd + "<" + p.Addr + ">"}, p.Params...), " ")
+}
+
 // domainLiteral allows user@[192.0.2.1].
 func domainLiteral(addr string) bool {
 	local, dom, _ := strings.Cut(addr, "@")

@@ -37,7 +37,11 @@ func (s *Store) BaseRows(user string, id row.MailboxID) (map[uint32]*row.Message
 	if !ok {
 		return nil, ErrNoAccount
 	}
-	rows, err := s.rows(meta.BaseRowsOf(name, id))
+	var rows []*row.Message
+	err := s.opt.Meta.View(func(sn meta.Snap) (err error) {
+		rows, err = scanRows(sn, meta.BaseRowsOf(name, id))
+		return err
+	})
 	out := make(map[uint32]*row.Message, len(rows))
 	for _, m := range rows {
 		out[m.UID] = m

@@ -1,17 +1,31 @@
 // Package store keeps the accounts of the replica, with their mailboxes and
 // messages, as rows of a metadata store.
 //
-// Implementation notes. The account is the partition: every change goes
-// through Update, which holds the account's lock, collects one batch, commits
-// it durably, and only then shows it to readers and watchers. Ledgers that are
-// no part of an account join its batch by Tx.Stage, and show what they staged by
-// Tx.OnCommit. Readers take immutable snapshots and hold no lock. Who may write is
+// Implementation notes. The account is the partition. What it holds is a value that
+// never changes (state), behind an atomic pointer: readers take it, and wait neither
+// for a commit nor for each other. Every change goes through Update: it waits for
+// the account's turn, a channel, collects one batch, commits it durably, puts the
+// next state in place, calls what ledgers gave OnCommit, and wakes the watchers, in
+// this order, all before it gives up the turn. So nothing is shown that is not
+// durable, and one account's commit delays no other.
+//
+// Messages of a mailbox are read when they are asked for and kept in memory as long
+// as there is room (cache). A reader that finds none reads the mailbox with its
+// messages in one view, and keeps them only for the version that they are of: the
+// revision of the mailbox's row tells, for it changes with each of its messages. What
+// a commit replaces stays in memory until it is replaced, so that a mailbox being
+// changed is read as it was.
+//
+// Ledgers that are no part of an account join its batch by Tx.Stage. Who may write is
 // a field of the account, Home: the mirror and the transaction cache (Wire) write
 // while it is Production, the standby (Acting) while it is Standby; the other side
 // gets ErrNotHome, so a late result of one can never overwrite the other's. While
-// Home is Standby the first change of a row saves what it was (Base, for the
-// three-way merge). Messages are stored before rows refer to them. Lock order:
-// account.mu before Store.mu.
+// Home is Standby the first change of a row saves what it was (the base of the
+// three-way merge). Messages' bytes are stored before rows refer to them.
+//
+// Order: an account's turn, then Store.mu, account.mu or cache.mu, which are held for
+// an instant, never over another one and never over the disk. Nobody takes two turns
+// but Alone.
 package store
 
 import (
@@ -49,62 +63,81 @@ type Options struct {
 
 // Store holds the accounts.
 type Store struct {
-	opt Options
+	opt   Options
+	cache cache
+
+	alone turn
 
 	mu       sync.Mutex
 	accounts map[string]*account
-	cached   int // rows in snapshots
 }
-
-type account struct {
-	name  string // never changes
-	mu    sync.Mutex
-	info  row.Account
-	seal  bool // the standby must not change it
-	boxes map[row.MailboxID]*row.Mailbox
-	snaps map[row.MailboxID]*row.Snapshot
-	watch map[chan struct{}]struct{}
-
-	clock   uint64
-	touched map[row.MailboxID]map[uint32]uint64
-}
-
-// maxCached bounds the message rows that snapshots keep in memory (about 300
-// bytes each).
-const maxCached = 400_000
 
 // New returns a store without accounts; Load reads them.
-func New(o Options) *Store { return &Store{opt: o, accounts: map[string]*account{}} }
+func New(o Options) *Store {
+	return &Store{opt: o, cache: cache{limit: maxCached}, alone: make(turn, 1), accounts: map[string]*account{}}
+}
 
-// Load reads all accounts and their mailboxes, in place of those in memory.
+// Load reads all accounts and their mailboxes, and puts them in the place of those
+// in memory. Nobody may be changing an account: see Alone.
 func (s *Store) Load(sn meta.Snap) error {
-	accounts := map[string]*account{}
-	for _, v := range sn.Scan(meta.Range(meta.Accounts())) {
-		var info row.Account
-		if err := json.Unmarshal(v, &info); err != nil {
-			return fmt.Errorf("account row: %w", err)
+	there := map[*account]bool{}
+	for k := range sn.Scan(meta.Range(meta.Accounts())) {
+		name := string(k[len(meta.Accounts()):])
+		st, err := loadState(sn, name)
+		if err != nil {
+			return err
 		}
-		a := newAccount(info)
-		for _, v := range sn.Scan(meta.Range(meta.MailboxesOf(a.name))) {
-			m := &row.Mailbox{}
-			if err := json.Unmarshal(v, m); err != nil {
-				return fmt.Errorf("mailbox row: %w", err)
-			}
-			a.boxes[m.ID] = m
-		}
-		accounts[s.fold(a.name)] = a
+		a := s.place(name)
+		there[a] = true
+		s.show(a, st)
 	}
 	if err := sn.Err(); err != nil {
 		return err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.accounts = accounts
+	for _, a := range s.all() {
+		if !there[a] {
+			s.show(a, nil)
+		}
+	}
 	return nil
 }
 
-func newAccount(info row.Account) *account {
-	return &account{name: info.Name, info: info, boxes: map[row.MailboxID]*row.Mailbox{}, snaps: map[row.MailboxID]*row.Snapshot{}, watch: map[chan struct{}]struct{}{}, touched: map[row.MailboxID]map[uint32]uint64{}}
+// show puts a state that was read in the place of an account's.
+func (s *Store) show(a *account, st *state) {
+	if old := a.now.Swap(st); old != nil {
+		for _, b := range old.boxes {
+			s.cache.replace(b, nil, nil)
+		}
+	}
+	a.unsure = false
+	a.tell()
+}
+
+// Alone runs f while nobody changes an account. f takes no turn.
+func (s *Store) Alone(ctx context.Context, f func() error) error {
+	if err := s.alone.take(ctx); err != nil {
+		return err
+	}
+	defer s.alone.leave()
+	held := map[*account]bool{}
+	defer func() {
+		for a := range held {
+			a.turn.leave()
+		}
+	}()
+	for more := true; more; {
+		more = false
+		for _, a := range s.all() {
+			if held[a] {
+				continue
+			}
+			if err := a.turn.take(ctx); err != nil {
+				return err
+			}
+			held[a], more = true, true
+		}
+	}
+	return f()
 }
 
 func (s *Store) fold(name string) string {
@@ -114,23 +147,50 @@ func (s *Store) fold(name string) string {
 	return name
 }
 
-// Resolve returns the account's own spelling of a user name.
-func (s *Store) Resolve(user string) (string, bool) {
+// place is where an account of a name is in memory, once there is one.
+func (s *Store) place(name string) *account {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if a, ok := s.accounts[s.fold(user)]; ok {
-		return a.name, true
+	key := s.fold(name)
+	a := s.accounts[key]
+	if a == nil {
+		a = newAccount()
+		s.accounts[key] = a
 	}
-	return "", false
+	return a
 }
 
-func (s *Store) account(name string) (*account, error) {
+func (s *Store) all() []*account {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if a, ok := s.accounts[s.fold(name)]; ok {
-		return a, nil
+	out := make([]*account, 0, len(s.accounts))
+	for _, a := range s.accounts {
+		out = append(out, a)
 	}
-	return nil, fmt.Errorf("%w: %q", ErrNoAccount, name)
+	return out
+}
+
+// account finds an account, and what it holds now.
+func (s *Store) account(name string) (*account, *state, error) {
+	key := s.fold(name)
+	s.mu.Lock()
+	a := s.accounts[key]
+	s.mu.Unlock()
+	if a != nil {
+		if st := a.now.Load(); st != nil {
+			return a, st, nil
+		}
+	}
+	return nil, nil, fmt.Errorf("%w: %q", ErrNoAccount, name)
+}
+
+// Resolve returns the account's own spelling of a user name.
+func (s *Store) Resolve(user string) (string, bool) {
+	_, st, err := s.account(user)
+	if err != nil {
+		return "", false
+	}
+	return st.info.Name, true
 }
 
 // EnsureAccount adds an account unless it is there, and returns its spelling.
@@ -141,6 +201,15 @@ func (s *Store) EnsureAccount(ctx context.Context, name string, home row.Home) (
 	if n, ok := s.Resolve(name); ok {
 		return n, nil
 	}
+	// Of several that add it, in whatever spelling, one does.
+	a := s.place(name)
+	if err := a.turn.take(ctx); err != nil {
+		return "", err
+	}
+	defer a.turn.leave()
+	if st := a.now.Load(); st != nil {
+		return st.info.Name, nil
+	}
 	info := row.Account{Name: name, NextID: 1, Home: home}
 	b, err := json.Marshal(info)
 	if err != nil {
@@ -148,31 +217,37 @@ func (s *Store) EnsureAccount(ctx context.Context, name string, home row.Home) (
 	}
 	key := meta.AccountKey(name)
 	_, err = s.opt.Meta.Commit(ctx, meta.Batch{If: []meta.Cond{{Key: key}}, Do: []meta.Op{{Key: key, Val: b}}})
-	if err != nil && !errors.Is(err, meta.ErrConflict) {
+	if errors.Is(err, meta.ErrConflict) { // it is there, and not in memory
+		if err := s.reload(a, name); err != nil {
+			return "", fmt.Errorf("add account %s: %w", name, err)
+		}
+		return name, nil
+	}
+	if err != nil {
 		return "", fmt.Errorf("add account %s: %w", name, err)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if a, ok := s.accounts[s.fold(name)]; ok {
-		return a.name, nil
-	}
-	s.accounts[s.fold(name)] = newAccount(info)
+	a.now.Store(newState(info, nil))
 	return name, nil
+}
+
+// reload reads one account again. The turn is held.
+func (s *Store) reload(a *account, name string) error {
+	return s.opt.Meta.View(func(sn meta.Snap) error {
+		st, err := loadState(sn, name)
+		if err == nil {
+			s.show(a, st)
+		}
+		return err
+	})
 }
 
 // Accounts lists all accounts by name.
 func (s *Store) Accounts() []row.Account {
-	s.mu.Lock()
-	all := make([]*account, 0, len(s.accounts))
-	for _, a := range s.accounts {
-		all = append(all, a)
-	}
-	s.mu.Unlock()
-	out := make([]row.Account, 0, len(all))
-	for _, a := range all {
-		a.mu.Lock()
-		out = append(out, a.info)
-		a.mu.Unlock()
+	var out []row.Account
+	for _, a := range s.all() {
+		if st := a.now.Load(); st != nil {
+			out = append(out, st.info)
+		}
 	}
 	sort.Slice(out, func(i, j int) bool { return out[i].Name < out[j].Name })
 	return out
@@ -180,118 +255,63 @@ func (s *Store) Accounts() []row.Account {
 
 // Home says which side answers for an account.
 func (s *Store) Home(name string) (row.Home, error) {
-	a, err := s.account(name)
+	_, st, err := s.account(name)
 	if err != nil {
 		return 0, err
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.info.Home, nil
+	return st.info.Home, nil
 }
 
 // Mailboxes lists an account's mailboxes by name.
 func (s *Store) Mailboxes(name string) ([]row.Mailbox, error) {
-	a, err := s.account(name)
+	_, st, err := s.account(name)
 	if err != nil {
 		return nil, err
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	out := make([]row.Mailbox, 0, len(a.boxes))
-	for _, m := range a.boxes {
-		out = append(out, *m)
+	out := make([]row.Mailbox, 0, len(st.names))
+	for _, b := range st.names {
+		out = append(out, b.Mailbox)
 	}
-	sort.Slice(out, func(i, j int) bool { return out[i].Name < out[j].Name })
 	return out, nil
-}
-
-func (a *account) byName(name string) *row.Mailbox {
-	for _, m := range a.boxes {
-		if m.Name == name {
-			return m
-		}
-	}
-	return nil
 }
 
 // Snapshot returns a mailbox as it is now.
 func (s *Store) Snapshot(user, mailbox string) (*row.Snapshot, error) {
-	a, err := s.account(user)
+	a, st, err := s.account(user)
 	if err != nil {
 		return nil, err
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	m := a.byName(mailbox)
-	if m == nil {
+	b := st.byName(mailbox)
+	if b == nil {
 		return nil, fmt.Errorf("%w: %q", ErrNoMailbox, mailbox)
 	}
-	return s.snapshot(a, m)
+	return s.snapshot(a, st, b)
 }
 
 // SnapshotByID is Snapshot for a mailbox that may have been renamed.
 func (s *Store) SnapshotByID(user string, id row.MailboxID) (*row.Snapshot, error) {
-	a, err := s.account(user)
+	a, st, err := s.account(user)
 	if err != nil {
 		return nil, err
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	m := a.boxes[id]
-	if m == nil {
+	b := st.byID(id)
+	if b == nil {
 		return nil, ErrNoMailbox
 	}
-	return s.snapshot(a, m)
+	return s.snapshot(a, st, b)
 }
 
-// snapshot loads or returns the cached one; a.mu is held.
-func (s *Store) snapshot(a *account, m *row.Mailbox) (*row.Snapshot, error) {
-	if sn := a.snaps[m.ID]; sn != nil {
-		return sn, nil
+func (s *Store) snapshot(a *account, st *state, b *box) (*row.Snapshot, error) {
+	if m := b.get(); m != nil {
+		return &m.Snapshot, nil
 	}
-	sn := &row.Snapshot{Mailbox: *m}
-	rows, err := s.rows(meta.RowsOf(a.name, m.ID))
-	if err != nil {
-		return nil, fmt.Errorf("read mailbox %s of %s: %w", m.Name, a.name, err)
-	}
-	sn.Rows = rows
-	sn.UIDs = make([]uint32, len(rows))
-	for i, r := range rows {
-		sn.UIDs[i] = r.UID
-	}
-	s.mu.Lock()
-	s.cached += len(rows)
-	full := s.cached > maxCached
-	if full {
-		s.cached = 0
-	}
-	s.mu.Unlock()
-	if full {
-		clear(a.snaps)
-	}
-	a.snaps[m.ID] = sn
-	return sn, nil
-}
-
-func (s *Store) rows(prefix []byte) ([]*row.Message, error) {
-	var out []*row.Message
-	err := s.opt.Meta.View(func(v meta.Snap) error {
-		for _, b := range v.Scan(meta.Range(prefix)) {
-			m, err := row.DecodeMessage(b)
-			if err != nil {
-				return err
-			}
-			out = append(out, m)
-		}
-		return v.Err()
-	})
-	return out, err
+	return s.read(a, st.info.Name, b.ID)
 }
 
 // Watch returns a channel that gets a value after every change of an account;
 // changes that come close together may share one. Call stop when done.
 func (s *Store) Watch(user string) (c <-chan struct{}, stop func(), err error) {
-	a, err := s.account(user)
+	a, _, err := s.account(user)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -304,35 +324,6 @@ func (s *Store) Watch(user string) (c <-chan struct{}, stop func(), err error) {
 		delete(a.watch, ch)
 		a.mu.Unlock()
 	}, nil
-}
-
-// LoadJSON reads a single value, such as the failover state; ok is false if
-// it was never saved.
-func (s *Store) LoadJSON(key string, v any) (ok bool, err error) {
-	err = s.opt.Meta.View(func(sn meta.Snap) error {
-		b, _, err := sn.Get(meta.StateKey(key))
-		if err != nil || b == nil {
-			return err
-		}
-		ok = true
-		return json.Unmarshal(b, v)
-	})
-	if err != nil {
-		err = fmt.Errorf("read %s: %w", key, err)
-	}
-	return ok, err
-}
-
-// SaveJSON stores a single value, durably.
-func (s *Store) SaveJSON(ctx context.Context, key string, v any) error {
-	b, err := json.Marshal(v)
-	if err != nil {
-		return err
-	}
-	if _, err := s.opt.Meta.Commit(ctx, meta.Batch{Do: []meta.Op{{Key: meta.StateKey(key), Val: b}}}); err != nil {
-		return fmt.Errorf("save %s: %w", key, err)
-	}
-	return nil
 }
 
 // MarkSync records the outcome of an account's sweep.

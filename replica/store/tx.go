@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"sort"
 
 	"understudy/replica/meta"
 	"understudy/replica/row"
@@ -25,35 +24,51 @@ const (
 type Tx struct {
 	s    *Store
 	a    *account
-	base bool // keep the base of what changes
-	wire bool // rows put are touched, see TouchedSince
+	was  *state // before
+	base bool   // keep the base of what changes
+	wire bool   // rows put are touched, see TouchedSince
+	err  error  // the first thing that could not be read; nothing is committed then
 
 	info        row.Account
 	infoChanged bool
 	boxes       map[row.MailboxID]*row.Mailbox
 	dropped     map[row.MailboxID]bool
 	rows        map[row.MailboxID]map[uint32]*row.Message
+	read        map[row.MailboxID]*messages // as they were before
+	saved       map[string]bool             // keys of the base
 	batch       meta.Batch
 	then        []func() // once it is durable
 }
 
-// Update runs f and commits what it did, durably, as one batch. If f fails
-// nothing changes.
+// Update waits for the account's turn, runs f, and commits what it did, durably, as
+// one batch. If f fails, or something that it asked for cannot be read, nothing
+// changes.
 func (s *Store) Update(ctx context.Context, user string, w Writer, f func(*Tx) error) error {
-	a, err := s.account(user)
+	a, _, err := s.account(user)
 	if err != nil {
 		return err
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if !s.opt.Primary && w != ByKeeper && (w == ByStandby) != (a.info.Home == row.Standby) {
-		return fmt.Errorf("%w: %s", ErrNotHome, a.name)
+	if err := a.turn.take(ctx); err != nil {
+		return fmt.Errorf("change %s: %w", user, err)
+	}
+	defer a.turn.leave()
+	if a.unsure {
+		if err := s.reload(a, a.now.Load().info.Name); err != nil {
+			return fmt.Errorf("read %s again: %w", user, err)
+		}
+	}
+	st := a.now.Load()
+	if st == nil {
+		return fmt.Errorf("%w: %q", ErrNoAccount, user)
+	}
+	if !s.opt.Primary && w != ByKeeper && (w == ByStandby) != (st.info.Home == row.Standby) {
+		return fmt.Errorf("%w: %s", ErrNotHome, st.info.Name)
 	}
 	if w == ByStandby && a.seal {
-		return fmt.Errorf("%w: %s is being handed back", ErrNotHome, a.name)
+		return fmt.Errorf("%w: %s is being handed back", ErrNotHome, st.info.Name)
 	}
-	tx := &Tx{s: s, a: a, base: w == ByStandby && !s.opt.Primary, info: a.info,
-		boxes: map[row.MailboxID]*row.Mailbox{}, dropped: map[row.MailboxID]bool{}, rows: map[row.MailboxID]map[uint32]*row.Message{}}
+	tx := &Tx{s: s, a: a, was: st, base: w == ByStandby && !s.opt.Primary, info: st.info, boxes: map[row.MailboxID]*row.Mailbox{},
+		dropped: map[row.MailboxID]bool{}, rows: map[row.MailboxID]map[uint32]*row.Message{}, read: map[row.MailboxID]*messages{}, saved: map[string]bool{}}
 	if err := f(tx); err != nil {
 		return err
 	}
@@ -62,20 +77,22 @@ func (s *Store) Update(ctx context.Context, user string, w Writer, f func(*Tx) e
 
 // Seal keeps the standby from changing an account while the last of it is
 // copied back; what it accepts then stays held. It does not outlive the process:
-// then copy-back begins again.
+// then copy-back begins again. What the standby was changing is done on return.
 func (s *Store) Seal(user string, on bool) error {
-	a, err := s.account(user)
+	a, _, err := s.account(user)
 	if err != nil {
 		return err
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
+	if err := a.turn.take(context.Background()); err != nil {
+		return err
+	}
+	defer a.turn.leave()
 	a.seal = on
 	return nil
 }
 
 // Name is the account's.
-func (tx *Tx) Name() string { return tx.a.name }
+func (tx *Tx) Name() string { return tx.info.Name }
 
 // Home says which side answers for the account.
 func (tx *Tx) Home() row.Home { return tx.info.Home }
@@ -87,15 +104,18 @@ func (tx *Tx) SetHome(h row.Home) { tx.info.Home, tx.infoChanged = h, true }
 func (tx *Tx) Stage(f func(*meta.Batch)) { f(&tx.batch) }
 
 // OnCommit has f called when the batch is durable and the account shows it, before
-// Update returns. Those given first are called first.
+// Update returns. Those given first are called first. The account's turn is held.
 func (tx *Tx) OnCommit(f func()) { tx.then = append(tx.then, f) }
 
 // Box returns the mailbox of a name, or nil.
 func (tx *Tx) Box(name string) *row.Mailbox {
-	for _, m := range tx.Boxes() {
+	for _, m := range tx.boxes {
 		if m.Name == name {
 			return m
 		}
+	}
+	if b := tx.was.byName(name); b != nil && tx.boxes[b.ID] == nil {
+		return tx.BoxByID(b.ID)
 	}
 	return nil
 }
@@ -105,8 +125,8 @@ func (tx *Tx) BoxByID(id row.MailboxID) *row.Mailbox {
 	if m := tx.boxes[id]; m != nil {
 		return m
 	}
-	if m := tx.a.boxes[id]; m != nil && !tx.dropped[id] {
-		c := *m
+	if b := tx.was.byID(id); b != nil && !tx.dropped[id] {
+		c := b.Mailbox
 		return &c
 	}
 	return nil
@@ -114,14 +134,14 @@ func (tx *Tx) BoxByID(id row.MailboxID) *row.Mailbox {
 
 // Boxes lists all mailboxes.
 func (tx *Tx) Boxes() []*row.Mailbox {
-	var out []*row.Mailbox
-	for id := range tx.a.boxes {
-		if m := tx.BoxByID(id); m != nil {
+	out := make([]*row.Mailbox, 0, len(tx.was.boxes)+len(tx.boxes))
+	for _, b := range tx.was.boxes {
+		if m := tx.BoxByID(b.ID); m != nil {
 			out = append(out, m)
 		}
 	}
 	for id, m := range tx.boxes {
-		if tx.a.boxes[id] == nil {
+		if tx.was.byID(id) == nil {
 			out = append(out, m)
 		}
 	}
@@ -163,28 +183,47 @@ func (tx *Tx) Drop(id row.MailboxID) {
 	delete(tx.rows, id)
 }
 
+// before returns a mailbox's messages as they were before this Update. That there
+// is no such mailbox, or that it cannot be read, is an empty one.
+func (tx *Tx) before(id row.MailboxID) *messages {
+	if m := tx.read[id]; m != nil {
+		return m
+	}
+	b := tx.was.byID(id)
+	if b == nil || tx.dropped[id] {
+		return &messages{}
+	}
+	m := b.get()
+	if m == nil {
+		var err error
+		if m, _, err = tx.s.readBox(tx.Name(), id); err != nil || m == nil {
+			tx.fail(fmt.Errorf("read mailbox %s of %s: %w", b.Name, tx.Name(), err))
+			return &messages{}
+		}
+		m = newMessages(b.Mailbox, m.room, m.roomUIDs)
+		tx.s.cache.keep(b, m)
+	}
+	tx.read[id] = m
+	return m
+}
+
+func (tx *Tx) fail(err error) {
+	if tx.err == nil {
+		tx.err = err
+	}
+}
+
 // Rows lists the messages of a mailbox by UID, with this Update's changes.
 func (tx *Tx) Rows(id row.MailboxID) []*row.Message {
-	var out []*row.Message
-	if m := tx.a.boxes[id]; m != nil && !tx.dropped[id] {
-		sn, err := tx.s.snapshot(tx.a, m)
-		if err != nil {
-			return nil
-		}
-		out = sn.Rows
-	}
-	return overlay(out, tx.rows[id])
+	rows, _ := overlay(tx.before(id), tx.rows[id], false)
+	return rows
 }
 
 // Find returns a copy of one message, or nil.
 func (tx *Tx) Find(id row.MailboxID, uid uint32) *row.Message {
 	r, ok := tx.rows[id][uid]
 	if !ok {
-		if m := tx.a.boxes[id]; m != nil {
-			if sn, err := tx.s.snapshot(tx.a, m); err == nil {
-				r = sn.Find(uid)
-			}
-		}
+		r = tx.before(id).Find(uid)
 	}
 	if r == nil {
 		return nil
@@ -221,126 +260,18 @@ func (tx *Tx) saveRow(id row.MailboxID, old *row.Message) {
 		return
 	}
 	key := meta.BaseRowKey(tx.Name(), id, old.UID)
-	saved := false
-	_ = tx.s.opt.Meta.View(func(sn meta.Snap) error {
-		b, _, _ := sn.Get(key)
-		saved = b != nil
-		return nil
+	if tx.saved[string(key)] {
+		return
+	}
+	tx.saved[string(key)] = true
+	err := tx.s.opt.Meta.View(func(sn meta.Snap) error {
+		b, _, err := sn.Get(key)
+		if err == nil && b == nil {
+			tx.batch.Put(key, old.Encode())
+		}
+		return err
 	})
-	if !saved {
-		tx.batch.Put(key, old.Encode())
-	}
-}
-
-func overlay(rows []*row.Message, ch map[uint32]*row.Message) []*row.Message {
-	if len(ch) == 0 {
-		return rows
-	}
-	out := make([]*row.Message, 0, len(rows)+len(ch))
-	seen := 0
-	for _, r := range rows {
-		n, ok := ch[r.UID]
-		if ok {
-			seen++
-			if n == nil {
-				continue
-			}
-			r = n
-		}
-		out = append(out, r)
-	}
-	if seen < len(ch) {
-		known := make(map[uint32]bool, len(rows))
-		for _, r := range rows {
-			known[r.UID] = true
-		}
-		for uid, n := range ch {
-			if n != nil && !known[uid] {
-				out = append(out, n)
-			}
-		}
-		sort.Slice(out, func(i, j int) bool { return out[i].UID < out[j].UID })
-	}
-	return out
-}
-
-func (tx *Tx) commit(ctx context.Context) error {
-	name := tx.Name()
-	for id := range tx.dropped {
-		tx.batch.DeleteRange(meta.Range(meta.RowsOf(name, id)))
-		tx.batch.Delete(meta.MailboxKey(name, id))
-	}
-	next := map[row.MailboxID]*row.Snapshot{}
-	for id, ch := range tx.rows {
-		m := tx.BoxByID(id)
-		if m == nil {
-			continue
-		}
-		for uid, r := range ch {
-			if r == nil {
-				tx.batch.Delete(meta.RowKey(name, id, uid))
-			} else {
-				tx.batch.Put(meta.RowKey(name, id, uid), r.Encode())
-			}
-		}
-		rows := tx.Rows(id)
-		m.Messages = len(rows)
-		tx.boxes[id] = m
-		sn := &row.Snapshot{Rows: rows, UIDs: make([]uint32, len(rows))}
-		for i, r := range rows {
-			sn.UIDs[i] = r.UID
-		}
-		next[id] = sn
-	}
-	for id, m := range tx.boxes {
-		tx.putJSON(meta.MailboxKey(name, id), m)
-	}
-	if tx.infoChanged {
-		tx.putJSON(meta.AccountKey(name), tx.info)
-	}
-	if len(tx.batch.Do) == 0 {
-		tx.tell()
-		return nil
-	}
-	if _, err := tx.s.opt.Meta.Commit(ctx, tx.batch); err != nil {
-		return fmt.Errorf("store changes of %s: %w", name, err)
-	}
-	tx.publish(next)
-	return nil
-}
-
-// publish shows the committed state to readers and watchers.
-func (tx *Tx) publish(next map[row.MailboxID]*row.Snapshot) {
-	a := tx.a
-	a.info = tx.info
-	for id := range tx.dropped {
-		delete(a.boxes, id)
-		delete(a.snaps, id)
-	}
-	for id, m := range tx.boxes {
-		a.boxes[id] = m
-		sn := next[id]
-		if sn == nil {
-			if old := a.snaps[id]; old != nil {
-				sn = &row.Snapshot{Rows: old.Rows, UIDs: old.UIDs}
-			}
-		}
-		if sn != nil {
-			sn.Mailbox = *m
-			a.snaps[id] = sn
-		}
-	}
-	tx.tell()
-	for ch := range a.watch {
-		select {
-		case ch <- struct{}{}:
-		default:
-		}
-	}
-}
-
-func (tx *Tx) tell() {
-	for _, f := range tx.then {
-		f()
+	if err != nil {
+		tx.fail(fmt.Errorf("read the base of message %d: %w", old.UID, err))
 	}
 }

@@ -19,12 +19,11 @@ func (s *Store) Wire() Wire { return Wire{s} }
 // Clock returns a mark for TouchedSince. Take it before reading from
 // production.
 func (s *Store) Clock(user string) uint64 {
-	a, err := s.account(user)
-	if err != nil {
+	a, _, err := s.account(user)
+	if err != nil || a.turn.take(context.Background()) != nil {
 		return 0
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
+	defer a.turn.leave()
 	a.clock++
 	return a.clock
 }

@@ -1,0 +1,38 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+
+	"understudy/replica/meta"
+)
+
+// LoadJSON reads a single value, such as the failover state; ok is false if
+// it was never saved.
+func (s *Store) LoadJSON(key string, v any) (ok bool, err error) {
+	err = s.opt.Meta.View(func(sn meta.Snap) error {
+		b, _, err := sn.Get(meta.StateKey(key))
+		if err != nil || b == nil {
+			return err
+		}
+		ok = true
+		return json.Unmarshal(b, v)
+	})
+	if err != nil {
+		err = fmt.Errorf("read %s: %w", key, err)
+	}
+	return ok, err
+}
+
+// SaveJSON stores a single value, durably.
+func (s *Store) SaveJSON(ctx context.Context, key string, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	if _, err := s.opt.Meta.Commit(ctx, meta.Batch{Do: []meta.Op{{Key: meta.StateKey(key), Val: b}}}); err != nil {
+		return fmt.Errorf("save %s: %w", key, err)
+	}
+	return nil
+}

@@ -73,7 +73,8 @@ func hold(t *testing.T, b *Box, h row.Held) {
 // of the takeover is there at once; held mail is delivered soon after it waits.
 func TestOrdersWithoutProduction(t *testing.T) {
 	alone(t, nil, func(t *testing.T, b *Box) {
-		if _, err := b.service.Handback(t.Context(), api.Order{}); err == nil || !strings.Contains(err.Error(), "makes no sense while seeding") {
+		if _, err := b.service.Handback(t.Context(), api.Order{}); err == nil ||
+			!strings.Contains(err.Error(), "makes no sense while seeding") {
 			t.Errorf("handed back: %v", err)
 		}
 		ans, err := b.service.Takeover(t.Context(), api.Order{Wait: true})
@@ -86,10 +87,12 @@ func TestOrdersWithoutProduction(t *testing.T) {
 		if s, err := b.service.Status(); err != nil || s.Answering != "standby" || s.Health.OK {
 			t.Errorf("%+v, %v", s, err)
 		}
-		if _, err := b.service.Handback(t.Context(), api.Order{}); err == nil || !strings.Contains(err.Error(), "not capable") {
+		if _, err := b.service.Handback(t.Context(), api.Order{}); err == nil ||
+			!strings.Contains(err.Error(), "not capable") {
 			t.Errorf("handed back: %v", err)
 		}
-		if _, err := b.service.Takeover(t.Context(), api.Order{}); err == nil || !strings.Contains(err.Error(), "makes no sense while serving") {
+		if _, err := b.service.Takeover(t.Context(), api.Order{}); err == nil ||
+			!strings.Contains(err.Error(), "makes no sense while serving") {
 			t.Errorf("taken over twice: %v", err)
 		}
 		if _, err := b.service.Sync(t.Context(), api.Order{}); err == nil {

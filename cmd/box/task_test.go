@@ -47,7 +47,8 @@ func TestTasksInOrder(t *testing.T) {
 			return nil
 		})
 		slices.Sort(did[2:4]) // side by side
-		if want := []string{"slow", "half a second", "next", "ready", "end", "end"}; err != nil || !slices.Equal(did, want) {
+		if want := []string{"slow", "half a second", "next", "ready", "end", "end"}; err != nil ||
+			!slices.Equal(did, want) {
 			t.Errorf("%q, %v", did, err)
 		}
 	})

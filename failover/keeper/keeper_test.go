@@ -77,7 +77,8 @@ func (s *site) Replay(ctx context.Context) error {
 	}
 	return err
 }
-func (s *site) HandBack(ctx context.Context, only []string, block func(string) error, unblock func(string)) (left bool, err error) {
+func (s *site) HandBack(ctx context.Context, only []string, block func(string) error, unblock func(string)) (left bool,
+	err error) {
 	defer unblock("a")
 	if err := block("a"); err != nil {
 		return true, err
@@ -194,7 +195,8 @@ func TestM15_RevokedBeforeServing(t *testing.T) {
 // M17: a planned takeover whose last sweep fails is called off, and production
 // goes on; an unplanned one tries again.
 func TestM17_CalledOff(t *testing.T) {
-	s := &site{saved: failover.State{Phase: failover.Protecting}, fail: map[string]int{"sweep": 1, "catch up": 1, "replay": 2}}
+	s := &site{saved: failover.State{Phase: failover.Protecting},
+		fail: map[string]int{"sweep": 1, "catch up": 1, "replay": 2}}
 	run(t, s, failover.Confirm, func(ctx context.Context, k *Keeper) {
 		for range 2 {
 			k.Tell(failover.Happened{Event: failover.Takeover})

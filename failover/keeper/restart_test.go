@@ -29,9 +29,11 @@ func enters(ctx context.Context, k *Keeper, limit time.Duration) (side Side, wai
 // and said. The accounts that the standby had are answered meanwhile; one that
 // production may have waits, and nothing is given to anybody before.
 func TestM16_FenceFailsAfterRestart(t *testing.T) {
-	for _, p := range []failover.Phase{failover.Replaying, failover.Serving, failover.Returning, failover.CopyingBack, failover.HandingBack} {
+	for _, p := range []failover.Phase{failover.Replaying, failover.Serving, failover.Returning, failover.CopyingBack,
+		failover.HandingBack} {
 		for _, handed := range []bool{false, true} {
-			s := &site{saved: failover.State{Phase: p, Epoch: 5, Mixed: handed}, fail: map[string]int{"fence": 3}, handed: handed}
+			s := &site{saved: failover.State{Phase: p, Epoch: 5, Mixed: handed}, fail: map[string]int{"fence": 3},
+				handed: handed}
 			run(t, s, failover.Automatic, func(ctx context.Context, k *Keeper) {
 				<-k.Ready()
 				side, _, err := enters(ctx, k, 10*time.Second)
@@ -42,14 +44,16 @@ func TestM16_FenceFailsAfterRestart(t *testing.T) {
 					side.Release()
 					time.Sleep(6 * time.Second)
 				}
-				if st := k.State(); !strings.Contains(st.Stuck, "does not work") || !strings.Contains(st.Why, "tried again") {
+				if st := k.State(); !strings.Contains(st.Stuck, "does not work") ||
+					!strings.Contains(st.Why, "tried again") {
 					t.Errorf("%s: not said: %q, %q", p, st.Stuck, st.Why)
 				}
 				if did := s.steps("replay", "copy back", "hand back"); len(did) > 0 {
 					t.Errorf("%s: %q before the fence was up", p, did)
 				}
 				if handed { // hand-backs would follow at once
-					if side, _, err := enters(ctx, k, 20*time.Second); err != nil || !side.Standby && p != failover.CopyingBack && p != failover.HandingBack {
+					if side, _, err := enters(ctx, k, 20*time.Second); err != nil || !side.Standby &&
+						p != failover.CopyingBack && p != failover.HandingBack {
 						t.Errorf("%s: %+v, %v with the fence up", p, side, err)
 					}
 				}
@@ -68,7 +72,8 @@ func TestM16_FenceFailsAfterRestart(t *testing.T) {
 // M16: what cannot be given to the standby is tried again, and a hand-back that is
 // ordered meanwhile waits for it.
 func TestM16_RegainingFails(t *testing.T) {
-	s := &site{saved: failover.State{Phase: failover.Returning, Epoch: 5, Mixed: true}, fail: map[string]int{"replay": 2}, handed: true}
+	s := &site{saved: failover.State{Phase: failover.Returning, Epoch: 5, Mixed: true},
+		fail: map[string]int{"replay": 2}, handed: true}
 	run(t, s, failover.Automatic, func(ctx context.Context, k *Keeper) {
 		<-k.Ready()
 		time.Sleep(200 * time.Millisecond)
@@ -78,7 +83,8 @@ func TestM16_RegainingFails(t *testing.T) {
 			t.Errorf("%+v", st)
 		}
 		time.Sleep(10 * time.Second)
-		if got := s.steps("replay", "copy back", "hand back"); !slices.Equal(got, []string{"replay", "replay", "replay", "copy back", "hand back"}) {
+		if got := s.steps("replay", "copy back", "hand back"); !slices.Equal(got,
+			[]string{"replay", "replay", "replay", "copy back", "hand back"}) {
 			t.Errorf("did %q", got)
 		}
 		if st := k.State(); st.Phase != failover.Protecting || st.Stuck != "" {
@@ -185,7 +191,8 @@ func TestActionsDoNotOverlap(t *testing.T) {
 		time.Sleep(time.Second)
 		k.Tell(failover.Happened{Event: failover.Failed})
 		time.Sleep(5 * time.Second)
-		if did := s.steps("copy back ended", "replay"); !slices.Equal(did[len(did)-2:], []string{"copy back ended", "replay"}) {
+		if did := s.steps("copy back ended", "replay"); !slices.Equal(did[len(did)-2:],
+			[]string{"copy back ended", "replay"}) {
 			t.Errorf("did %q", did)
 		}
 		if st := k.State(); st.Phase != failover.Serving || st.Regaining {

@@ -27,7 +27,7 @@ check: go gen
 	go vet ./...
 	go tool staticcheck ./...
 	go test -race $(UNITS)
-	UNDERSTUDY_SEEDS=60 go test -count=1 -run Simulated ./cmd/understudy
+	UNDERSTUDY_SEEDS=60 go test -count=1 -run Simulated ./lab/sim
 
 fuzz: go
 	@while read -r pkg name; do \

@@ -55,6 +55,8 @@ var allowed = map[string][]string{
 	"lab/check":             {"snoop/imapwire"},
 	"lab/hosts":             {},
 	"lab/load":              {"lab/check", "replica/imapc", "snoop/smtpwire"},
+	"lab/maild":             {"cmd/box", "failover/imapd", "failover/smtpd", "proxy", "proxy/imap", "proxy/seam", "proxy/smtp", "replica", "replica/store", "replica/row"},
+	"lab/sim":               {"*"},
 	"lab/site":              {"console/api", "replica/imapc", "replica/row"},
 	"lab":                   {"*"},
 	"cmd/box":               {"*"},

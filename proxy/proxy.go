@@ -88,6 +88,10 @@ func (p *Proxy) Greet(g seam.Greeting) { p.imap.Greet(g) }
 // Greeting returns what was learned, to be kept.
 func (p *Proxy) Greeting() seam.Greeting { return p.imap.Greeting() }
 
+// GreetingChanged is rung when something new was learned of it. It is for one
+// listener.
+func (p *Proxy) GreetingChanged() <-chan struct{} { return p.imap.GreetingChanged() }
+
 // Introduce asks production how it greets, so that already the first client is
 // greeted alike. It does nothing if that is known.
 func (p *Proxy) Introduce(ctx context.Context) error { return p.imap.Introduce(ctx) }

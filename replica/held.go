@@ -34,6 +34,7 @@ func (s *Replica) Hold(ctx context.Context, h row.Held) (row.Held, error) {
 	s.mu.Lock()
 	s.held[h.ID] = &h
 	s.mu.Unlock()
+	ring(s.bells.held)
 	return h, nil
 }
 
@@ -202,6 +203,7 @@ func (h heldRow) store(b *meta.Batch) {
 
 // showHeld publishes what was stored.
 func (s *Replica) showHeld(h heldRow) {
+	defer ring(s.bells.held)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(h.Rcpts) == 0 {
@@ -495,6 +497,7 @@ func (s *Replica) Enqueue(ctx context.Context, q row.Queued) (row.Queued, error)
 		return q, err
 	}
 	_, err = s.Meta.Commit(ctx, meta.Batch{Do: []meta.Op{{Key: meta.QueueKey(q.ID), Val: b}}})
+	ring(s.bells.queue)
 	return q, err
 }
 

@@ -54,6 +54,7 @@ type Replica struct {
 	answers *answers
 	intents *journal[intent]
 	nextID  uint64
+	bells   bells
 }
 
 // Open opens or makes the replica in a directory.
@@ -68,7 +69,7 @@ func Open(o Options) (*Replica, error) {
 	}
 	st := store.New(store.Options{Meta: m, Primary: o.Primary, FoldCase: o.FoldCase})
 	s := &Replica{Store: st, Acting: st.Acting(), Wire: st.Wire(), Meta: m, Blobs: blobs, opt: o,
-		held: map[uint64]*row.Held{}, holding: map[chan struct{}]struct{}{}, routes: map[string]row.Route{}, twins: map[uint64]row.Twin{}}
+		held: map[uint64]*row.Held{}, holding: map[chan struct{}]struct{}{}, routes: map[string]row.Route{}, twins: map[uint64]row.Twin{}, bells: newBells()}
 	if err := m.View(s.load); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}

@@ -10,7 +10,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"understudy/failover/smtpd"
 	"understudy/proxy/inline"
 	"understudy/replica"
 	"understudy/replica/copyback"
@@ -20,15 +19,19 @@ import (
 
 // actor performs what the keeper decides.
 type actor struct {
-	wire    *inline.Wire // nil: not in the wire
-	store   *replica.Replica
-	mirror  *mirror.Mirror
-	copier  *copyback.Copier
-	smtp    *smtpd.Server
-	fence   []string
-	holdFor time.Duration
-	late    chan struct{} // accounts came to the standby: what is held for them can be delivered
-	log     *slog.Logger
+	wire   *inline.Wire // nil: not in the wire
+	store  *replica.Replica
+	mirror *mirror.Mirror
+	copier *copyback.Copier
+	fence  []string
+	log    *slog.Logger
+
+	came, went chan struct{} // rung when accounts came to the standby, and went to production
+}
+
+func newActor(a actor) *actor {
+	a.came, a.went = make(chan struct{}, 1), make(chan struct{}, 1)
+	return &a
 }
 
 // Fence isolates production in the wire, and runs the site's fence command.
@@ -81,26 +84,8 @@ func (a *actor) Replay(ctx context.Context) error {
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	// Sessions need not wait for it.
-	select {
-	case a.late <- struct{}{}:
-	default:
-	}
+	ring(a.came)
 	return nil
-}
-
-// deliver delivers what is held whenever accounts came to the standby.
-func (a *actor) deliver(ctx context.Context) error {
-	for {
-		select {
-		case <-a.late:
-		case <-ctx.Done():
-			return nil
-		}
-		if left := a.smtp.Replay(ctx); left > 0 {
-			a.log.Warn("accepted messages have no known mailbox; they stay held", "recipients", left)
-		}
-	}
 }
 
 // copyStreams is the number of accounts copied back at a time.
@@ -169,6 +154,7 @@ func (a *actor) HandBack(ctx context.Context, only []string, block func(string) 
 			return err
 		}
 		err = a.store.EndActing(ctx, name)
+		ring(a.went)
 		a.log.Debug("account handed back", "account", name, "blocked", time.Since(blocked), "err", err)
 		return err
 	})

@@ -19,7 +19,6 @@ import (
 
 	"understudy/console/config"
 	"understudy/failover"
-	"understudy/failover/health"
 	"understudy/failover/imapd"
 	"understudy/failover/keeper"
 	"understudy/failover/smtpd"
@@ -58,19 +57,17 @@ type Box struct {
 	opt        Options
 	production *Production
 	store      *replica.Replica
-	vault      *vault.Vault
 	mirror     *mirror.Mirror
 	cache      *snoop.Cache
 	smtp       *smtpd.Server
 	actor      *actor
-	losses     *losses
 	keeper     *keeper.Keeper
+	judge      *judge
 	proxy      *proxy.Proxy
-	learn      *learner
-	prober     *health.Prober
-	verdicts   verdicts
 	wire       *inline.Wire // nil: clients are pointed at the box
 	port       *mirrorPort  // nil: none
+	service    *service
+	tasks      []task
 }
 
 // New builds everything, and opens the replica.
@@ -139,14 +136,53 @@ func (b *Box) local(addr string) bool {
 	return dom == ""
 }
 
+// assemble makes the parts, and lists those that run. Those that the others need
+// first come first.
 func (b *Box) assemble(certs *proxy.Certificates) error {
-	cfg := b.opt.Config
-	b.vault = vault.New(b.store.Meta, cfg.Standby.VerifierLives.D())
-	b.learn = newLearner(b.vault, b.opt.Log)
-	b.mirror = mirror.New(mirror.Options{Store: b.store, Dial: b.production.DialMaster, Log: b.opt.Log, Accounts: b.production.Accounts,
+	cfg, log := b.opt.Config, b.opt.Log
+	b.mirror = mirror.New(mirror.Options{Store: b.store, Dial: b.production.DialMaster, Log: log, Accounts: b.production.Accounts,
 		Streams: cfg.Mirror.Streams, PerAccount: cfg.Mirror.PerAccount, Sweep: cfg.Mirror.Sweep.D(), IdleLimit: cfg.Mirror.Idle})
-	b.cache = snoop.New(snoop.Options{Replica: b.store, Syncer: b.mirror, Local: b.local, Log: b.opt.Log})
-	sb := standby{vault: b.vault, store: b.store, names: b.production.names}
+	b.cache = snoop.New(snoop.Options{Replica: b.store, Syncer: b.mirror, Local: b.local, Log: log})
+	losses, err := openLosses(b.store, b.mirror, log)
+	if err != nil {
+		return err
+	}
+	verifiers := vault.New(b.store.Meta, cfg.Standby.VerifierLives.D())
+	sb := b.standby(verifiers)
+	if err := b.makeKeeper(losses); err != nil {
+		return err
+	}
+	losses.keeper = b.keeper
+	b.judge = newJudge(b.production, b.store, b.keeper)
+	learner := newLearner(verifiers, log)
+	t := tap{Cache: b.cache, store: b.store, names: b.production.names, log: log, learner: learner, found: func(string) { b.mirror.Kick() }}
+	if cfg.Standby.LearnLogins {
+		t.vault = verifiers
+	}
+	if err := b.openTap(t); err != nil {
+		return err
+	}
+	if err := b.makeProxy(t, sb, certs); err != nil {
+		return err
+	}
+	g := &greeter{keeper: b.keeper, store: b.store, proxy: b.proxy, judge: b.judge, limit: cfg.Failover.ProbeTimeout.D(), log: log}
+	b.tasks = append(b.tasks, task{"failover", b.keeper.Run, b.keeper.Ready()}, task{"mirror", b.mirror.Run, nil},
+		task{"first copy", b.seed, nil}, task{"probes", b.judge.prober.Run, nil}, task{"verifiers", learner.run, nil},
+		task{"transactions", b.cache.Run, nil}, task{"losses", losses.run, nil}, task{"introduction", g.introduce, nil},
+		task{"greeting", g.save, nil})
+	b.makeMail()
+	if b.port != nil {
+		b.tasks = append(b.tasks, task{"mirror port", b.port.run, nil})
+	}
+	b.service = &service{cfg: cfg, keeper: b.keeper, store: b.store, vault: verifiers, mirror: b.mirror, cache: b.cache,
+		actor: b.actor, losses: losses, judge: b.judge, wire: b.wire, port: b.port}
+	return g.load()
+}
+
+// standby makes what answers in production's place.
+func (b *Box) standby(v *vault.Vault) standby {
+	cfg := b.opt.Config
+	sb := standby{vault: v, store: b.store, names: b.production.names}
 	host := cfg.Hostname
 	if host == "" {
 		host, _ = os.Hostname()
@@ -155,28 +191,24 @@ func (b *Box) assemble(certs *proxy.Certificates) error {
 		Local: b.local, Check: sb.check, MaxSize: cfg.Listen.MaxMessage, Log: b.opt.Log})
 	sb.smtp = b.smtp
 	sb.imap = imapd.New(imapd.Options{Store: b.store, Log: b.opt.Log, MaxMessage: cfg.Listen.MaxMessage})
-	var err error
-	if b.losses, err = newLosses(b.store, b.mirror, b.opt.Log); err != nil {
-		return err
-	}
-	b.actor = &actor{wire: b.wire, late: make(chan struct{}, 1), store: b.store, mirror: b.mirror, copier: copyback.New(copyback.Options{Store: b.store, Dial: b.production.DialMaster, Log: b.opt.Log, Lacked: b.losses.lacked}),
-		smtp: b.smtp, fence: cfg.Failover.FenceCommand, holdFor: cfg.Standby.HoldFor.D(), log: b.opt.Log}
-	f := cfg.Failover
-	b.keeper, err = keeper.New(keeper.Options{Actor: b.actor, Log: b.opt.Log, Changed: b.losses.changed,
+	return sb
+}
+
+// makeKeeper makes the owner of the failover state, and what acts for it.
+func (b *Box) makeKeeper(l *losses) (err error) {
+	f := b.opt.Config.Failover
+	copier := copyback.New(copyback.Options{Store: b.store, Dial: b.production.DialMaster, Log: b.opt.Log, Lacked: l.lacked})
+	b.actor = newActor(actor{wire: b.wire, store: b.store, mirror: b.mirror, copier: copier, fence: f.FenceCommand, log: b.opt.Log})
+	b.keeper, err = keeper.New(keeper.Options{Actor: b.actor, Log: b.opt.Log,
 		Limits: failover.Limits{Mode: failover.Mode(f.Mode), Hold: f.Hold.D(), HoldSilent: f.HoldSilent.D(), ReturnProbes: f.ReturnProbes,
 			AutoHandback: f.AutoHandback, Cooldown: f.Cooldown.D()},
 		Load: func(s *failover.State) (bool, error) { return b.store.LoadJSON("failover", s) },
 		Save: func(ctx context.Context, s failover.State) error { return b.store.SaveJSON(ctx, "failover", s) }})
-	if err != nil {
-		return err
-	}
-	t := tap{Cache: b.cache, store: b.store, names: b.production.names, log: b.opt.Log, learner: b.learn, found: func(string) { b.mirror.Kick() }}
-	if cfg.Standby.LearnLogins {
-		t.vault = b.vault
-	}
-	if err := b.openTap(t); err != nil {
-		return err
-	}
+	return err
+}
+
+func (b *Box) makeProxy(t tap, sb standby, certs *proxy.Certificates) (err error) {
+	cfg := b.opt.Config
 	po := proxy.Options{Gate: gate{b.keeper, b.store, b.production.names}, Target: b.production.target, NewSpool: b.newSpool, Log: b.opt.Log,
 		PlainOK: cfg.Listen.PlainLogin, MaxSessions: cfg.Listen.MaxSessions, MaxMessage: cfg.Listen.MaxMessage,
 		IMAP: imap.Options{Standby: sb, Logins: t, Replica: t, Changes: t, Mailboxes: t, Caps: imapd.Caps(), Master: b.production.masterLogin},
@@ -184,21 +216,31 @@ func (b *Box) assemble(certs *proxy.Certificates) error {
 	if certs != nil {
 		po.TLS = certs.Config()
 	}
-	if b.proxy, err = proxy.New(po); err != nil {
-		return err
-	}
-	b.prober = &health.Prober{Checks: b.checks(), Beat: f.Probe.D(), Timeout: f.ProbeTimeout.D(), Trouble: b.keeper.Troubles(), Tell: b.verdict, Log: b.opt.Log}
-	return b.loadGreeting()
+	b.proxy, err = proxy.New(po)
+	return err
 }
 
-// loadGreeting reads what production said of itself, for the time without it.
-func (b *Box) loadGreeting() error {
-	var g seam.Greeting
-	ok, err := b.store.LoadJSON("greeting", &g)
-	if ok {
-		b.proxy.Greet(g)
+// makeMail makes what handles mail that is held or queued.
+func (b *Box) makeMail() {
+	cfg, log := b.opt.Config, b.opt.Log
+	in := newDeliverer(b.keeper, b.store, b.smtp, log)
+	out := &outgoing{cfg: cfg, production: b.production, keeper: b.keeper, store: b.store, mirror: b.mirror, smtp: b.smtp, actor: b.actor, log: log,
+		went: make(chan struct{}, 1), held: make(chan struct{}, 1)}
+	old := &expiry{store: b.store, holdFor: cfg.Standby.HoldFor.D(), log: log}
+	b.tasks = append(b.tasks, task{"deliveries", in.run, nil}, task{"outgoing mail", out.run, nil}, task{"expiry", old.run, nil},
+		task{"held mail", func(ctx context.Context) error { return relay(ctx, b.store.HeldChanged(), in.held, out.held) }, nil},
+		task{"accounts that came", func(ctx context.Context) error { return relay(ctx, b.actor.came, in.came) }, nil},
+		task{"accounts that went", func(ctx context.Context) error { return relay(ctx, b.actor.went, out.went) }, nil})
+}
+
+// seed tells the failover when the replica holds everything.
+func (b *Box) seed(ctx context.Context) error {
+	select {
+	case <-b.mirror.Seeded():
+		b.keeper.Tell(failover.Happened{Event: failover.Seeded})
+	case <-ctx.Done():
 	}
-	return err
+	return nil
 }
 
 // Close closes the replica, and leaves the wire as it is.

@@ -5,9 +5,11 @@ import (
 	"context"
 	"log/slog"
 	"net/mail"
-	"sync"
+	"slices"
+	"sync/atomic"
 
 	"understudy/failover"
+	"understudy/failover/keeper"
 	"understudy/replica"
 	"understudy/replica/mirror"
 	"understudy/replica/row"
@@ -18,48 +20,74 @@ const maxLacked = 10_000
 
 // losses keeps the ledger of the last takeover.
 type losses struct {
+	keeper *keeper.Keeper
 	store  *replica.Replica
 	mirror *mirror.Mirror
 	log    *slog.Logger
 
-	mu   sync.Mutex
-	last row.Loss
+	turn chan struct{} // of whoever changes it: it is held while the disk writes
+	last atomic.Pointer[row.Loss]
 }
 
-func newLosses(store *replica.Replica, m *mirror.Mirror, log *slog.Logger) (*losses, error) {
-	l := &losses{store: store, mirror: m, log: log}
-	_, err := store.LoadJSON("loss", &l.last)
+// openLosses reads the ledger; the keeper is set later.
+func openLosses(store *replica.Replica, m *mirror.Mirror, log *slog.Logger) (*losses, error) {
+	l := &losses{store: store, mirror: m, log: log, turn: make(chan struct{}, 1)}
+	var last row.Loss
+	_, err := store.LoadJSON("loss", &last)
+	l.last.Store(&last)
 	return l, err
 }
 
 // Last returns the ledger of the last takeover; its epoch is 0 if there was none.
 func (l *losses) Last() row.Loss {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.last
+	l.follow(l.keeper.State())
+	return *l.last.Load()
 }
 
-// changed begins a ledger when the standby begins to serve in a new epoch.
-func (l *losses) changed(s failover.State) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if s.Phase != failover.Serving || l.last.Epoch == s.Epoch {
-		return
-	}
-	l.last = row.Loss{Epoch: s.Epoch, At: s.Last, Planned: s.Planned}
-	if !s.Planned {
-		l.last.May = l.mayLack()
-		for _, a := range l.store.Accounts() {
-			l.last.Seen = append(l.last.Seen, row.SeenTo{Account: a.Name, Until: a.LastSync})
+// run begins a ledger when the standby begins to serve in a new epoch.
+func (l *losses) run(ctx context.Context) error {
+	states, stop := l.keeper.Watch()
+	defer stop()
+	for {
+		select {
+		case s := <-states:
+			l.follow(s)
+		case <-ctx.Done():
+			return nil
 		}
 	}
-	l.save()
 }
 
-func (l *losses) save() {
-	if err := l.store.SaveJSON(context.Background(), "loss", l.last); err != nil {
+// follow begins the ledger of a takeover that has none.
+func (l *losses) follow(s failover.State) {
+	if s.Duties().SMTP != failover.Standby {
+		return
+	}
+	l.turn <- struct{}{}
+	defer func() { <-l.turn }()
+	if l.last.Load().Epoch != s.Epoch {
+		l.keep(l.begin(s))
+	}
+}
+
+// begin makes the ledger of a takeover of just now.
+func (l *losses) begin(s failover.State) row.Loss {
+	loss := row.Loss{Epoch: s.Epoch, At: s.Last, Planned: s.Planned}
+	if !s.Planned {
+		loss.May = l.mayLack()
+		for _, a := range l.store.Accounts() {
+			loss.Seen = append(loss.Seen, row.SeenTo{Account: a.Name, Until: a.LastSync})
+		}
+	}
+	return loss
+}
+
+// keep saves the ledger and shows it. The turn is held.
+func (l *losses) keep(loss row.Loss) {
+	if err := l.store.SaveJSON(context.Background(), "loss", loss); err != nil {
 		l.log.Error("save the ledger of losses", "err", err)
 	}
+	l.last.Store(&loss)
 }
 
 // mayLack lists what was seen of production and is not in the replica.
@@ -100,11 +128,11 @@ func (l *losses) lacked(found []row.Lacked) {
 	if len(found) == 0 {
 		return
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	room := max(0, maxLacked-len(l.last.Lacked))
-	n := min(room, len(found))
-	l.last.Lacked = append(l.last.Lacked, found[:n]...)
-	l.last.More += len(found) - n
-	l.save()
+	l.turn <- struct{}{}
+	defer func() { <-l.turn }()
+	loss := *l.last.Load()
+	n := min(max(0, maxLacked-len(loss.Lacked)), len(found))
+	loss.Lacked = append(slices.Clip(loss.Lacked), found[:n]...)
+	loss.More += len(found) - n
+	l.keep(loss)
 }

@@ -4,11 +4,14 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
 	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"understudy/console/api"
 	"understudy/failover"
@@ -30,8 +33,9 @@ type mirrorPort struct {
 	tap    *capture.Tap
 	src    *inline.Mirror
 
-	mu    sync.Mutex
-	sweep map[string]bool // accounts to be read; "" is all
+	mu      sync.Mutex
+	ordered chan struct{}   // rung when an account is to be read
+	sweep   map[string]bool // accounts to be read; "" is all
 }
 
 // openTap opens the mirror port, if there is one.
@@ -43,7 +47,7 @@ func (b *Box) openTap(t tap) error {
 	if err != nil && b.opt.Config.Network.Mode != "proxy" {
 		return err
 	}
-	m := &mirrorPort{keeper: b.keeper, mirror: b.mirror, log: b.opt.Log, sweep: map[string]bool{}}
+	m := &mirrorPort{keeper: b.keeper, mirror: b.mirror, log: b.opt.Log, ordered: make(chan struct{}, 1), sweep: map[string]bool{}}
 	o := capture.Options{Addrs: s.Addrs, Ports: map[uint16]capture.Kind{}, Log: b.opt.Log,
 		NewSpool: b.newSpool, Hint: b.mirror.Hint, Sweep: m.order,
 		LoggedIn: func(ctx context.Context, l capture.Login) (string, error) {
@@ -104,42 +108,54 @@ func (b *Box) openTap(t tap) error {
 
 // following reports whether what production accepts is followed.
 func (m *mirrorPort) following() bool {
-	p := m.keeper.State().Phase
-	return p == failover.Protecting || p == failover.Seeding
+	return m.keeper.State().Duties().Follow == failover.Believed
 }
 
 // order has an account read soon.
 func (m *mirrorPort) order(account string) {
 	m.mu.Lock()
-	defer m.mu.Unlock()
 	m.sweep[account] = true
+	m.mu.Unlock()
+	ring(m.ordered)
 }
+
+// orders takes the orders that were given; none are all accounts.
+func (m *mirrorPort) orders() (accounts []string, any bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	defer clear(m.sweep)
+	if m.sweep[""] {
+		return nil, true
+	}
+	return slices.Collect(maps.Keys(m.sweep)), len(m.sweep) > 0
+}
+
+// gatherOrders is how long orders are gathered.
+const gatherOrders = time.Second
 
 // run follows the port, and reads what it could not tell.
 func (m *mirrorPort) run(ctx context.Context) error {
-	done := make(chan error, 1)
-	go func() { done <- m.tap.Run(ctx) }()
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return errors.Join(m.tap.Run(ctx), m.src.Close()) })
+	g.Go(func() error { return m.read(ctx) })
+	return g.Wait()
+}
+
+func (m *mirrorPort) read(ctx context.Context) error {
 	for {
 		select {
-		case err := <-done:
-			return errors.Join(err, m.src.Close())
-		case <-tick.C:
+		case <-m.ordered:
+		case <-ctx.Done():
+			return nil
 		}
-		m.mu.Lock()
-		var accounts []string
-		all := m.sweep[""]
-		for a := range m.sweep {
-			accounts = append(accounts, a)
+		select {
+		case <-time.After(gatherOrders):
+		case <-ctx.Done():
+			return nil
 		}
-		clear(m.sweep)
-		m.mu.Unlock()
-		if len(accounts) == 0 || !m.following() {
+		accounts, any := m.orders()
+		if !any || !m.following() {
 			continue
-		}
-		if all {
-			accounts = nil
 		}
 		if err := m.mirror.SyncAll(ctx, "mirror-port", accounts); err != nil && ctx.Err() == nil {
 			m.log.Warn("read what the mirror port did not tell", "err", err)

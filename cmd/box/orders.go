@@ -14,29 +14,25 @@ import (
 
 // Takeover implements api.Service.
 func (v *service) Takeover(ctx context.Context, o api.Order) (api.Answer, error) {
-	st := v.keeper.State()
-	switch st.Phase {
-	case failover.Seeding, failover.Protecting, failover.Holding:
-	default:
-		return api.Answer{}, fmt.Errorf("a takeover makes no sense while %s", st.Phase)
+	if no := v.keeper.State().Duties().NoTakeover; no != "" {
+		return api.Answer{}, errors.New(no)
 	}
 	if o.DryRun {
 		s, err := v.Status()
-		return api.Answer{Text: fmt.Sprintf("would take over %d accounts with %d messages; production is healthy: %v; replica complete: %v; learned logins: %d; held deliveries: %d",
+		return api.Answer{Text: fmt.Sprintf("would take over %d accounts with %d messages; production is healthy: %v; "+
+			"replica complete: %v; learned logins: %d; held deliveries: %d",
 			s.Accounts, s.Messages, s.Health.OK, s.Seeded, s.Verifiers, s.Held)}, err
 	}
-	v.keeper.Tell(failover.Happened{Event: failover.Takeover, Detail: "by command"})
-	return v.await(ctx, o, "the standby answers", failover.Serving, failover.Returning)
+	return v.order(ctx, failover.Happened{Event: failover.Takeover, Detail: "by command"}, o.Wait, "the standby answers",
+		func(d failover.Duties) bool { return d.SMTP == failover.Standby })
 }
 
 // Handback implements api.Service.
 func (v *service) Handback(ctx context.Context, o api.Order) (api.Answer, error) {
-	st := v.keeper.State()
-	if st.Phase != failover.Serving && st.Phase != failover.Returning {
-		return api.Answer{}, fmt.Errorf("a hand-back makes no sense while %s", st.Phase)
+	if no := v.keeper.State().Duties().NoHandback; no != "" {
+		return api.Answer{}, errors.New(no)
 	}
-	h := v.verdicts.get()
-	if !h.OK {
+	if h := v.judge.verdict(); !h.OK {
 		return api.Answer{}, fmt.Errorf("production is not capable yet: %s", h.Cause)
 	}
 	only, err := v.handable(o.Accounts)
@@ -46,11 +42,14 @@ func (v *service) Handback(ctx context.Context, o api.Order) (api.Answer, error)
 	if o.DryRun {
 		return api.Answer{Text: fmt.Sprintf("would copy back %d accounts and hand them over", len(v.actor.ours(only)))}, nil
 	}
-	v.keeper.Tell(failover.Happened{Event: failover.Handback, Detail: "by command", Accounts: only})
+	h := failover.Happened{Event: failover.Handback, Detail: "by command", Accounts: only}
 	if only == nil {
-		return v.await(ctx, o, "production answers", failover.Protecting)
+		return v.order(ctx, h, o.Wait, "production answers", func(d failover.Duties) bool { return d.Accounts == failover.Production })
 	}
-	ans, err := v.await(ctx, o, "production answers for these accounts", failover.Protecting, failover.Returning)
+	ans, err := v.order(ctx, h, o.Wait, "production answers for these accounts",
+		func(d failover.Duties) bool {
+			return d.Accounts == failover.Production || d.Accounts == failover.EachHome
+		})
 	if err == nil && o.Wait && slices.ContainsFunc(only, func(n string) bool { return !v.actor.OnProduction(n) }) {
 		return ans, fmt.Errorf("the accounts could not be handed back: %s", v.keeper.State().Why)
 	}
@@ -72,26 +71,28 @@ func (v *service) handable(names []string) (only []string, err error) {
 	return only, nil
 }
 
-// await waits, if wanted, until a phase is reached, or another end.
-func (v *service) await(ctx context.Context, o api.Order, text string, want ...failover.Phase) (api.Answer, error) {
-	if !o.Wait {
+// order gives the failover an order, and waits, if wanted, for the end of it:
+// whether that is the one that was wanted is what reached says.
+func (v *service) order(ctx context.Context, h failover.Happened, wait bool, text string,
+	reached func(failover.Duties) bool) (api.Answer, error) {
+	states, stop := v.keeper.Watch()
+	defer stop()
+	start := <-states
+	v.keeper.Tell(h)
+	if !wait {
 		return api.Answer{Text: "ordered; see `understudy status`"}, nil
 	}
-	start := v.keeper.State()
-	moved := false
 	for {
-		st := v.keeper.State()
-		moved = moved || st.Phase != start.Phase
-		for _, p := range want {
-			if st.Phase == p && moved {
-				return api.Answer{Text: text + " (" + st.Why + ")"}, nil
-			}
-		}
-		if moved && (st.Phase == failover.Protecting || st.Phase == failover.Holding || st.Phase == start.Phase && st.Since != start.Since) {
-			return api.Answer{}, errors.New(st.Why)
-		}
 		select {
-		case <-time.After(20 * time.Millisecond):
+		case st := <-states:
+			moved := st.Since != start.Since || st.Phase != start.Phase
+			switch d := st.Duties(); {
+			case !moved || d.Moving:
+			case reached(d):
+				return api.Answer{Text: text + " (" + st.Why + ")"}, nil
+			default:
+				return api.Answer{}, errors.New(st.Why)
+			}
 		case <-ctx.Done():
 			return api.Answer{}, ctx.Err()
 		}
@@ -100,8 +101,8 @@ func (v *service) await(ctx context.Context, o api.Order, text string, want ...f
 
 // Sync implements api.Service.
 func (v *service) Sync(ctx context.Context, o api.Order) (api.Answer, error) {
-	if p := v.keeper.State().Phase; p != failover.Protecting && p != failover.Seeding {
-		return api.Answer{}, fmt.Errorf("no sync while %s", p)
+	if st := v.keeper.State(); st.Duties().Follow < failover.Believed {
+		return api.Answer{}, fmt.Errorf("no sync while %s", st.Phase)
 	}
 	start := time.Now()
 	if err := v.mirror.SyncAll(ctx, "ordered", o.Accounts); err != nil {

@@ -2,38 +2,61 @@ package box
 
 import (
 	"context"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"understudy/console/api"
 	"understudy/failover"
 	"understudy/failover/health"
+	"understudy/failover/keeper"
+	"understudy/replica"
 )
 
-// checks are the conversations by which production is judged: its greeting on
-// every beat; a login, SELECT and FETCH now and then, and always while it is to
-// prove that it is back.
-func (b *Box) checks() []health.Check {
-	var beat atomic.Int64
-	cs := []health.Check{{Name: "IMAP", Run: func(ctx context.Context) error {
-		n := beat.Add(1)
-		if p := b.keeper.State().Phase; n%10 == 1 || p != failover.Protecting && p != failover.Seeding {
-			if acc := b.store.Accounts(); len(acc) > 0 {
-				return b.production.probeDeep(ctx, acc[int(n)%len(acc)].Name)
-			}
-		}
-		return b.production.probeIMAP(ctx)
-	}}}
-	if b.opt.Config.Production.SMTP != "" {
-		cs = append(cs, health.Check{Name: "SMTP", Run: b.production.ProbeSMTP})
+// judge has production probed, and hands the verdicts to the keeper.
+type judge struct {
+	production *Production
+	store      *replica.Replica
+	keeper     *keeper.Keeper
+	prober     *health.Prober
+	healthy    chan struct{} // rung when production proved itself
+	beat       atomic.Int64
+	last       atomic.Pointer[api.Health]
+}
+
+func newJudge(p *Production, store *replica.Replica, k *keeper.Keeper) *judge {
+	j := &judge{production: p, store: store, keeper: k, healthy: make(chan struct{}, 1)}
+	f := p.cfg.Failover
+	j.prober = &health.Prober{Checks: j.checks(), Beat: f.Probe.D(), Timeout: f.ProbeTimeout.D(), Trouble: k.Troubles(), Tell: j.take, Log: p.log}
+	return j
+}
+
+// checks are the conversations by which production is judged.
+func (j *judge) checks() []health.Check {
+	cs := []health.Check{{Name: "IMAP", Run: j.askIMAP}}
+	if j.production.cfg.Production.SMTP != "" {
+		cs = append(cs, health.Check{Name: "SMTP", Run: j.production.ProbeSMTP})
 	}
 	return cs
 }
 
-// verdict hands a probe's outcome to the keeper.
-func (b *Box) verdict(v health.Verdict) {
-	b.verdicts.set(api.Health{OK: v.OK, Cause: v.Cause, At: time.Now()})
+// deepEvery is which beat is a login, SELECT and FETCH in any case.
+const deepEvery = 10
+
+// askIMAP looks for a greeting on every beat; it logs in now and then, and always
+// while production is to prove itself.
+func (j *judge) askIMAP(ctx context.Context) error {
+	n := j.beat.Add(1)
+	if n%deepEvery == 1 || j.keeper.State().Duties().Deep {
+		if acc := j.store.Accounts(); len(acc) > 0 {
+			return j.production.probeDeep(ctx, acc[int(n)%len(acc)].Name)
+		}
+	}
+	return j.production.probeIMAP(ctx)
+}
+
+// take hands a probe's outcome to the keeper.
+func (j *judge) take(v health.Verdict) {
+	j.last.Store(&api.Health{OK: v.OK, Cause: v.Cause, At: time.Now()})
 	if v.Own {
 		return // nothing is known of production
 	}
@@ -41,23 +64,16 @@ func (b *Box) verdict(v health.Verdict) {
 	if !v.OK {
 		h = failover.Happened{Event: failover.Failed, Detail: v.Cause, Silent: v.Silent}
 	}
-	b.keeper.Tell(h)
+	j.keeper.Tell(h)
+	if v.OK {
+		ring(j.healthy)
+	}
 }
 
-// verdicts keeps the last one.
-type verdicts struct {
-	mu   sync.Mutex
-	last api.Health
-}
-
-func (v *verdicts) set(h api.Health) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	v.last = h
-}
-
-func (v *verdicts) get() api.Health {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	return v.last
+// verdict is the last one.
+func (j *judge) verdict() api.Health {
+	if h := j.last.Load(); h != nil {
+		return *h
+	}
+	return api.Health{}
 }

@@ -10,8 +10,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
 	"understudy/console/api"
 	"understudy/console/config"
 	"understudy/proxy"
@@ -21,68 +19,61 @@ import (
 func (b *Box) Run(ctx context.Context) error {
 	ctx, stop := b.standAside(ctx)
 	defer stop()
-	g, ctx := errgroup.WithContext(ctx)
 	if err := b.enterWire(); err != nil {
 		return err
 	}
-	addrs := map[string]string{}
+	tasks, addrs := b.tasks, map[string]string{}
 	if !b.opt.NoListeners {
-		var err error
-		if addrs, err = b.open(ctx, g); err != nil {
+		doors, err := b.listen(ctx)
+		if err != nil {
 			return err
 		}
-	}
-	b.work(ctx, g)
-	if b.port != nil {
-		g.Go(func() error { return b.port.run(ctx) })
+		defer func() { _ = closeAll(doors) }() // of those that nobody serves
+		for _, l := range doors {
+			addrs[l.name] = l.l.Addr().String()
+			tasks = append(tasks, task{l.name, func(ctx context.Context) error { return b.proxy.Serve(ctx, l.l, l.kind) }, nil})
+		}
+		socket, err := b.controlSocket()
+		if err != nil {
+			return err
+		}
+		tasks = append(tasks, task{"commands", func(ctx context.Context) error { return b.command(ctx, socket) }, nil})
 	}
 	if b.wire != nil {
-		g.Go(func() error { return b.wire.Run(ctx) })
-		// Beside production nothing comes here but in an outage, or by order.
-		if err := b.wire.Arm(b.opt.Config.Network.Mode == "inline"); err != nil && b.opt.Config.Network.Mode == "inline" {
+		tasks = append(tasks, task{"wire", b.wire.Run, nil})
+	}
+	return runTasks(ctx, tasks, func() error {
+		if err := b.arm(); err != nil {
 			return err
 		}
-	}
-	if b.opt.Ready != nil {
-		b.opt.Ready(addrs)
-	}
-	return g.Wait()
-}
-
-// open begins to listen: for clients, and for commands.
-func (b *Box) open(ctx context.Context, g *errgroup.Group) (map[string]string, error) {
-	listeners, err := b.listen(ctx)
-	if err != nil {
-		return nil, err
-	}
-	addrs := map[string]string{}
-	for _, l := range listeners {
-		addrs[l.name] = l.l.Addr().String()
-		g.Go(func() error { return b.proxy.Serve(ctx, l.l, l.kind) })
-	}
-	socket, err := b.controlSocket()
-	if err != nil {
-		return nil, err
-	}
-	srv := &http.Server{Handler: api.Handler(b.service()), ReadHeaderTimeout: 10 * time.Second}
-	g.Go(func() error {
-		if err := srv.Serve(socket); !errors.Is(err, http.ErrServerClosed) {
-			return err
+		if b.opt.Ready != nil {
+			b.opt.Ready(addrs)
 		}
 		return nil
 	})
-	g.Go(func() error {
-		<-ctx.Done()
-		return srv.Close()
-	})
-	return addrs, nil
 }
 
-// work runs what needs no listener.
-func (b *Box) work(ctx context.Context, g *errgroup.Group) {
-	for _, f := range []func(context.Context) error{b.keeper.Run, b.mirror.Run, b.prober.Run, b.learn.run, b.cache.Run, b.actor.deliver, b.chores} {
-		g.Go(func() error { return f(ctx) })
+// arm has new connections come to the box. Beside production nothing comes here
+// but in an outage, or by order.
+func (b *Box) arm() error {
+	if b.wire == nil {
+		return nil
 	}
+	inWire := b.opt.Config.Network.Mode == "inline"
+	if err := b.wire.Arm(inWire); err != nil && inWire {
+		return err
+	}
+	return nil
+}
+
+// command answers commands.
+func (b *Box) command(ctx context.Context, socket net.Listener) error {
+	srv := &http.Server{Handler: api.Handler(b.service), ReadHeaderTimeout: 10 * time.Second}
+	defer context.AfterFunc(ctx, func() { _ = srv.Close() })()
+	if err := srv.Serve(socket); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
 }
 
 type listener struct {
@@ -113,14 +104,19 @@ func (b *Box) listen(ctx context.Context) ([]listener, error) {
 		}
 		l, err := lc.Listen(ctx, "tcp", w.addr)
 		if err != nil {
-			for _, o := range out {
-				_ = o.l.Close()
-			}
-			return nil, fmt.Errorf("listen.%s: %w", w.name, err)
+			return nil, errors.Join(fmt.Errorf("listen.%s: %w", w.name, err), closeAll(out))
 		}
 		out = append(out, listener{w.name, w.kind, l})
 	}
 	return out, nil
+}
+
+func closeAll(list []listener) error {
+	var errs []error
+	for _, l := range list {
+		errs = append(errs, l.l.Close())
+	}
+	return errors.Join(errs...)
 }
 
 // ControlPath is where commands are taken.

@@ -7,7 +7,6 @@ import (
 
 	"understudy/console/api"
 	"understudy/console/config"
-	"understudy/failover"
 	"understudy/failover/keeper"
 	"understudy/proxy/inline"
 	"understudy/replica"
@@ -19,33 +18,32 @@ import (
 
 // service answers the commands.
 type service struct {
-	cfg      config.Config
-	keeper   *keeper.Keeper
-	store    *replica.Replica
-	vault    *vault.Vault
-	mirror   *mirror.Mirror
-	cache    *snoop.Cache
-	actor    *actor
-	losses   *losses
-	verdicts *verdicts
-	wire     *inline.Wire
-	port     *mirrorPort
-}
-
-func (b *Box) service() *service {
-	return &service{cfg: b.opt.Config, keeper: b.keeper, store: b.store, vault: b.vault, mirror: b.mirror, cache: b.cache,
-		actor: b.actor, losses: b.losses, verdicts: &b.verdicts, wire: b.wire, port: b.port}
+	cfg    config.Config
+	keeper *keeper.Keeper
+	store  *replica.Replica
+	vault  *vault.Vault
+	mirror *mirror.Mirror
+	cache  *snoop.Cache
+	actor  *actor
+	losses *losses
+	judge  *judge
+	wire   *inline.Wire
+	port   *mirrorPort
 }
 
 // Status implements api.Service.
 func (v *service) Status() (api.Status, error) {
 	st := v.keeper.State()
+	duties := st.Duties()
 	s := api.Status{Phase: string(st.Phase), Since: st.Since, Why: st.Why, Epoch: st.Epoch, Mode: v.cfg.Failover.Mode, Asked: st.Asked,
-		Held: v.store.HeldCount(), Seeded: v.mirror.Seeded() || st.Phase != failover.Seeding, Routes: len(v.store.Routes())}
-	s.Health = v.verdicts.get()
-	s.Answering = answering(st.Phase)
+		Held: v.store.HeldCount(), Seeded: duties.Complete || v.seeded(), Routes: len(v.store.Routes())}
+	s.Health = v.judge.verdict()
+	s.Answering = duties.Answering
 	if st.Mixed {
 		s.Answering = fmt.Sprintf("standby for %d accounts, production for the others", len(v.actor.ours(nil)))
+	}
+	if st.Stuck != "" {
+		s.Problems = append(s.Problems, "tried again: "+st.Stuck)
 	}
 	for i, acc := range v.store.Accounts() {
 		s.Accounts++
@@ -94,14 +92,14 @@ func (v *service) Status() (api.Status, error) {
 	return s, nil
 }
 
-func answering(p failover.Phase) string {
-	switch p {
-	case failover.Seeding, failover.Protecting:
-		return "production"
-	case failover.Serving, failover.Returning, failover.CopyingBack:
-		return "standby"
+// seeded reports whether the first copy is done, though nobody was told yet.
+func (v *service) seeded() bool {
+	select {
+	case <-v.mirror.Seeded():
+		return true
+	default:
+		return false
 	}
-	return "nobody: sessions wait"
 }
 
 // Accounts implements api.Service.

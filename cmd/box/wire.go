@@ -80,9 +80,9 @@ func (b *Box) openWire(ctx context.Context) error {
 	}
 	b.wire, err = inline.Open(ctx, inline.Options{Site: s, Memory: WireMemory(b.opt.Config), Log: b.opt.Log,
 		Absent: func() bool {
-			p := b.keeper.State().Phase
-			return p != failover.Protecting && p != failover.Seeding || !b.verdicts.get().OK
+			return b.keeper.State().Duties().Follow < failover.Believed || !b.judge.verdict().OK
 		},
+		Past: b.past(),
 		Link: func(up bool) {
 			if up {
 				b.keeper.Trouble(nil) // have a look
@@ -109,6 +109,21 @@ func (b *Box) openWire(ctx context.Context) error {
 	return nil
 }
 
+// pastSweep is the least pause between sweeps because of connections past the box.
+const pastSweep = 20 * time.Second
+
+// past has production read when connections run past the box: what they change is
+// not seen.
+func (b *Box) past() func(int) {
+	var kicked time.Time
+	return func(int) {
+		if d := b.keeper.State().Duties(); d.Follow == failover.Believed && d.Complete && time.Since(kicked) > pastSweep {
+			kicked = time.Now()
+			b.mirror.Kick()
+		}
+	}
+}
+
 // enterWire makes the fence in the wire as the failover's saved state says, before
 // anything is diverted. The site's fence command is the keeper's to repeat: that
 // it fails is no reason not to serve.
@@ -116,12 +131,11 @@ func (b *Box) enterWire() error {
 	if b.wire == nil {
 		return nil
 	}
-	switch st := b.keeper.State(); st.Phase {
-	case failover.Seeding, failover.Protecting, failover.Holding:
-		return b.wire.Release(st.Epoch)
-	default:
+	st := b.keeper.State()
+	if st.Duties().Fenced {
 		return b.wire.Fence(st.Epoch)
 	}
+	return b.wire.Release(st.Epoch)
 }
 
 // standAside returns a context that ends a moment after ctx: in the wire, new

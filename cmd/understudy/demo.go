@@ -246,8 +246,16 @@ func (d *demonstration) until(ctx context.Context, limit time.Duration, what str
 	return nil
 }
 
-func (d *demonstration) phase(ctx context.Context, limit time.Duration, p failover.Phase) error {
-	return d.until(ctx, limit, string(p), func() bool { return d.box.State().Phase == p })
+// duties waits for a state in which these are the duties.
+func (d *demonstration) duties(ctx context.Context, limit time.Duration, what string, ok func(failover.Duties) bool) error {
+	return d.until(ctx, limit, what, func() bool { return ok(d.box.State().Duties()) })
+}
+
+// The states that the story waits for.
+func protecting(d failover.Duties) bool { return d.Complete && d.Accounts == failover.Production }
+func serving(d failover.Duties) bool    { return d.SMTP == failover.Standby }
+func returned(d failover.Duties) bool {
+	return d.GiveBack == failover.GiveReturned && d.NoHandback == ""
 }
 
 func (d *demonstration) client(ctx context.Context, addr, user string) (*imapc.Conn, error) {
@@ -282,7 +290,7 @@ func (d *demonstration) protect(ctx context.Context) error {
 		ended <- errors.Join(err, d.box.Close())
 	}()
 	begin := time.Now()
-	if err := d.phase(ctx, 30*time.Second, failover.Protecting); err != nil {
+	if err := d.duties(ctx, 30*time.Second, "first copy", protecting); err != nil {
 		select {
 		case rerr := <-ended:
 			return errors.Join(err, rerr)
@@ -313,7 +321,7 @@ func (d *demonstration) outage(ctx context.Context) error {
 	before := d.ledger.Answers.Load()
 	killed := time.Now()
 	d.killServer()
-	if err := d.phase(ctx, 20*time.Second, failover.Serving); err != nil {
+	if err := d.duties(ctx, 20*time.Second, "takeover", serving); err != nil {
 		return err
 	}
 	d.say("the standby answers, on the same ports, %s after the kill", time.Since(killed).Round(time.Millisecond))
@@ -351,17 +359,17 @@ func (d *demonstration) comeBack(ctx context.Context) error {
 	if err := d.startServer(ctx); err != nil {
 		return err
 	}
-	if err := d.phase(ctx, 20*time.Second, failover.Returning); err != nil {
+	if err := d.duties(ctx, 20*time.Second, "production returns", returned); err != nil {
 		return err
 	}
 	d.box.Tell(failover.Happened{Event: failover.Handback, Detail: "by the demonstration"})
 	var blocked time.Time
 	err := d.until(ctx, 60*time.Second, "hand-back", func() bool {
-		p := d.box.State().Phase
-		if p == failover.HandingBack && blocked.IsZero() {
+		st := d.box.State()
+		if st.Phase == failover.HandingBack && blocked.IsZero() {
 			blocked = time.Now()
 		}
-		return p == failover.Protecting
+		return protecting(st.Duties())
 	})
 	if err != nil {
 		return err

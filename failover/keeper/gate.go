@@ -3,6 +3,7 @@ package keeper
 import (
 	"context"
 	"errors"
+	"sync"
 	"time"
 
 	"understudy/failover"
@@ -16,20 +17,71 @@ type Side struct {
 	Release  func()
 }
 
+// gate knows who answers now, and who was let in.
+type gate struct {
+	mu      sync.Mutex
+	duties  failover.Duties
+	turns   uint64        // counts changes of who answers
+	changed chan struct{} // closed and replaced at every change, and when a lease ends
+	leases  map[*lease]struct{}
+	blocked map[string]bool
+}
+
+type lease struct {
+	account  string
+	standby  bool
+	revoked  chan struct{}
+	patience time.Duration // set before revoked is closed
+	released bool
+}
+
+func onProduction(l *lease) bool { return !l.standby }
+
+func onStandby(l *lease) bool { return l.standby }
+
+func (g *gate) init(d failover.Duties) {
+	g.duties, g.changed, g.leases, g.blocked = d, make(chan struct{}), map[*lease]struct{}{}, map[string]bool{}
+}
+
+// turn sets who answers from now on.
+func (g *gate) turn(d failover.Duties) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.duties = d
+	g.turned()
+}
+
+// turned has Enter look again. mu is held.
+func (g *gate) turned() {
+	g.turns++
+	g.wake()
+}
+
+// wake has those look again who wait. mu is held.
+func (g *gate) wake() {
+	close(g.changed)
+	g.changed = make(chan struct{})
+}
+
 // Enter waits until a side answers for an account ("" is SMTP, which is
 // nobody's) and gives a lease on it.
 func (k *Keeper) Enter(ctx context.Context, account string) (Side, error) {
+	g := &k.gate
 	for {
-		k.mu.Lock()
-		side, known := k.side(account)
-		if known {
-			l := &lease{account: account, standby: side, revoked: make(chan struct{})}
-			k.leases[l] = struct{}{}
-			k.mu.Unlock()
-			return Side{Standby: side, Revoked: l.revoked, Patience: func() time.Duration { return l.patience }, Release: func() { k.release(l) }}, nil
+		turns, who, wait := g.who(account)
+		standby, known := who == failover.Standby, who != failover.Nobody
+		if account != "" && (who == failover.Standby || who == failover.EachHome) {
+			// An account changes its home only while nobody is let in for it, and
+			// a turn precedes and follows that.
+			there := k.opt.Actor.OnProduction(account)
+			standby, known = !there, !there || who == failover.EachHome
 		}
-		wait := k.changed
-		k.mu.Unlock()
+		if known {
+			if s, ok := g.lease(account, standby, turns); ok {
+				return s, nil
+			}
+			continue
+		}
 		select {
 		case <-wait:
 		case <-ctx.Done():
@@ -38,47 +90,47 @@ func (k *Keeper) Enter(ctx context.Context, account string) (Side, error) {
 	}
 }
 
-// side tells who answers now; known is false while nobody does. mu is held.
-func (k *Keeper) side(account string) (standby, known bool) {
-	switch k.state.Phase {
-	case failover.Seeding, failover.Protecting:
-		return false, true
-	case failover.Fencing:
-		return false, k.sweeping
-	case failover.Serving, failover.Returning:
-		if account == "" || !k.opt.Actor.OnProduction(account) {
-			return true, true
-		}
-		return false, k.state.Mixed // else it is about to be the standby's
-	case failover.CopyingBack:
-		return account == "" || !k.opt.Actor.OnProduction(account), true
-	case failover.HandingBack:
-		if account == "" {
-			return true, true // what an account cannot take any more stays held
-		}
-		if k.blocked[account] {
-			return false, false
-		}
-		return !k.opt.Actor.OnProduction(account), true
+// who tells who answers, and as of which turn.
+func (g *gate) who(account string) (turns uint64, who failover.Answerer, wait <-chan struct{}) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	who = g.duties.Accounts
+	switch {
+	case account == "":
+		who = g.duties.SMTP
+	case g.blocked[account]:
+		who = failover.Nobody
 	}
-	return false, false
+	return g.turns, who, g.changed
 }
 
-func (k *Keeper) release(l *lease) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
+// lease lets a session in, if nothing has changed since the turn.
+func (g *gate) lease(account string, standby bool, turns uint64) (s Side, ok bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.turns != turns {
+		return s, false
+	}
+	l := &lease{account: account, standby: standby, revoked: make(chan struct{})}
+	g.leases[l] = struct{}{}
+	return Side{Standby: standby, Revoked: l.revoked, Patience: func() time.Duration { return l.patience }, Release: func() { g.release(l) }}, true
+}
+
+func (g *gate) release(l *lease) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
 	if !l.released {
 		l.released = true
-		delete(k.leases, l)
-		k.wake()
+		delete(g.leases, l)
+		g.wake()
 	}
 }
 
 // revoke ends leases; what is under way may be finished within patience.
-func (k *Keeper) revoke(which func(*lease) bool, patience time.Duration) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	for l := range k.leases {
+func (g *gate) revoke(which func(*lease) bool, patience time.Duration) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for l := range g.leases {
 		if !which(l) {
 			continue
 		}
@@ -98,16 +150,16 @@ const boundary = 4 * time.Second
 var errDrain = errors.New("sessions did not end in time")
 
 // drained waits until no lease of a kind is out.
-func (k *Keeper) drained(ctx context.Context, which func(*lease) bool, limit time.Duration) error {
+func (g *gate) drained(ctx context.Context, which func(*lease) bool, limit time.Duration) error {
 	end := time.After(limit)
 	for {
-		k.mu.Lock()
+		g.mu.Lock()
 		open := false
-		for l := range k.leases {
+		for l := range g.leases {
 			open = open || which(l)
 		}
-		wait := k.changed
-		k.mu.Unlock()
+		wait := g.changed
+		g.mu.Unlock()
 		if !open {
 			return nil
 		}
@@ -122,18 +174,19 @@ func (k *Keeper) drained(ctx context.Context, which func(*lease) bool, limit tim
 }
 
 // block takes an account's sessions off the standby and lets none in.
-func (k *Keeper) block(account string) error {
-	k.mu.Lock()
-	k.blocked[account] = true
-	k.mu.Unlock()
+func (g *gate) block(account string) error {
+	g.mu.Lock()
+	g.blocked[account] = true
+	g.turned()
+	g.mu.Unlock()
 	mine := func(l *lease) bool { return l.standby && l.account == account }
-	k.revoke(mine, boundary)
-	return k.drained(context.Background(), mine, boundary+time.Second)
+	g.revoke(mine, boundary)
+	return g.drained(context.Background(), mine, boundary+time.Second)
 }
 
-func (k *Keeper) unblock(account string) {
-	k.mu.Lock()
-	delete(k.blocked, account)
-	k.wake()
-	k.mu.Unlock()
+func (g *gate) unblock(account string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	delete(g.blocked, account)
+	g.turned()
 }

@@ -157,6 +157,9 @@ func (srv *Server) Greet(g seam.Greeting) {
 // Greeting returns what was learned, to be kept.
 func (srv *Server) Greeting() seam.Greeting { return srv.banner.Show() }
 
+// GreetingChanged is rung when something new was learned of it.
+func (srv *Server) GreetingChanged() <-chan struct{} { return srv.banner.Changed() }
+
 // Introduce asks production how it greets, so that already the first client is
 // greeted alike. It does nothing if that is known.
 func (srv *Server) Introduce(ctx context.Context) error {

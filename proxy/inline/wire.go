@@ -24,6 +24,8 @@ type Options struct {
 	// Absent reports that production does not answer for its address, so that
 	// the box has to.
 	Absent func() bool
+	// Past hears, while there are any, how many connections run past the box.
+	Past func(n int)
 	// Link hears when production's cable goes and comes.
 	Link func(up bool)
 	Log  *slog.Logger
@@ -64,6 +66,9 @@ func Open(ctx context.Context, o Options) (*Wire, error) {
 	w := &Wire{opt: o, site: o.Site, contested: make(chan struct{}, 1), hosts: directory{at: map[netip.Addr]net.HardwareAddr{}, asked: map[netip.Addr]asker{}}}
 	if w.opt.Absent == nil {
 		w.opt.Absent = func() bool { return false }
+	}
+	if w.opt.Past == nil {
+		w.opt.Past = func(int) {}
 	}
 	if w.opt.Link == nil {
 		w.opt.Link = func(bool) {}
@@ -217,7 +222,11 @@ func (w *Wire) keep(ctx context.Context) error {
 		if n%4 == 0 && err == nil && !w.site.OneArm {
 			w.past, err = past()
 		}
+		beside := w.past
 		w.mu.Unlock()
+		if n%4 == 0 && beside > 0 {
+			w.opt.Past(beside)
+		}
 		if err != nil {
 			w.opt.Log.Error("keep the wire", "err", err)
 		}

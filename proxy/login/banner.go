@@ -13,6 +13,8 @@ const unknown = "ready."
 
 // Banner is what production says of itself, learned from its sessions.
 type Banner struct {
+	changed chan struct{} // rung when something new was learned
+
 	mu   sync.RWMutex
 	text string
 	auth seam.Caps // AUTH= of production
@@ -21,7 +23,7 @@ type Banner struct {
 
 // NewBanner shows these capabilities after login until production's are known.
 func NewBanner(caps seam.Caps) *Banner {
-	return &Banner{text: unknown, auth: seam.Caps{"AUTH=PLAIN", "AUTH=LOGIN"}, caps: caps}
+	return &Banner{changed: make(chan struct{}, 1), text: unknown, auth: seam.Caps{"AUTH=PLAIN", "AUTH=LOGIN"}, caps: caps}
 }
 
 // Learn keeps production's greeting and mechanisms for later clients: text without
@@ -42,11 +44,23 @@ func (b *Banner) Learn(text string, caps seam.Caps) {
 	}, text)
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if text != "" {
+	if text != "" && text != b.text {
 		b.text = text
+		b.ring()
 	}
-	if len(auth) > 0 {
+	if len(auth) > 0 && !slices.Equal(auth, b.auth) {
 		b.auth = auth
+		b.ring()
+	}
+}
+
+// Changed is rung when something new was learned. It is for one listener.
+func (b *Banner) Changed() <-chan struct{} { return b.changed }
+
+func (b *Banner) ring() {
+	select {
+	case b.changed <- struct{}{}:
+	default:
 	}
 }
 
@@ -54,7 +68,10 @@ func (b *Banner) Learn(text string, caps seam.Caps) {
 func (b *Banner) LearnCaps(caps seam.Caps) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.caps = caps
+	if !slices.Equal(caps, b.caps) {
+		b.caps = caps
+		b.ring()
+	}
 }
 
 // Known reports whether production's greeting was learned.

@@ -57,7 +57,7 @@ type Mirror struct {
 	locks  locks
 	unread unread
 	paused atomic.Bool
-	seeded atomic.Bool
+	seeded chan struct{} // closed when every known account was copied whole once
 	stats  Stats
 	wake   chan struct{}
 }
@@ -89,7 +89,7 @@ func New(o Options) *Mirror {
 	if o.HintDelay == 0 {
 		o.HintDelay = 200 * time.Millisecond
 	}
-	m := &Mirror{opt: o, hints: make(chan hint, 10_000), locks: locks{m: map[string]*lock{}}, wake: make(chan struct{}, 1)}
+	m := &Mirror{opt: o, hints: make(chan hint, 10_000), locks: locks{m: map[string]*lock{}}, wake: make(chan struct{}, 1), seeded: make(chan struct{})}
 	m.unread.since = map[string]map[string]uint64{}
 	m.pool = pool{dial: o.Dial, idle: map[string][]*pooled{}}
 	return m
@@ -117,8 +117,8 @@ func (m *Mirror) Kick() {
 	}
 }
 
-// Seeded reports whether every known account was copied whole once.
-func (m *Mirror) Seeded() bool { return m.seeded.Load() }
+// Seeded is closed when every known account was copied whole once.
+func (m *Mirror) Seeded() <-chan struct{} { return m.seeded }
 
 // Run works until ctx ends.
 func (m *Mirror) Run(ctx context.Context) error {
@@ -138,6 +138,7 @@ func (m *Mirror) Run(ctx context.Context) error {
 
 // runSweeps does the first copy, then sweeps.
 func (m *Mirror) runSweeps(ctx context.Context) error {
+	seeded := false
 	for pause := time.Duration(0); ; {
 		t := time.NewTimer(pause)
 		select {
@@ -159,7 +160,10 @@ func (m *Mirror) runSweeps(ctx context.Context) error {
 			m.opt.Log.Warn("sweep", "err", err)
 			continue
 		}
-		m.seeded.Store(true)
+		if !seeded {
+			seeded = true
+			close(m.seeded)
+		}
 		if pause = m.opt.Sweep; pause == 0 {
 			pause = 24 * 365 * time.Hour
 		}

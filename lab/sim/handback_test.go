@@ -1,11 +1,10 @@
-package main
+package sim
 
 import (
 	"bufio"
 	"context"
 	"errors"
 	"io"
-	"os"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -21,8 +20,8 @@ import (
 // raised HIGHESTMODSEQ, is taken away; one that a client has set stays.
 func TestT28_FlagLeftByACutCopyBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, 5)
-		defer func() { _ = os.RemoveAll(w.dir) }()
+		w := newWorld(t, options{}, 5)
+		defer w.end()
 		w.start()
 		user := w.users[0]
 		do := func(c *imapc.Conn, cmd string) {
@@ -31,7 +30,7 @@ func TestT28_FlagLeftByACutCopyBack(t *testing.T) {
 				t.Error(err)
 			}
 		}
-		prod, err := w.dial(user, w.direct, "imap")
+		prod, err := w.dial(user, w.direct)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -44,15 +43,15 @@ func TestT28_FlagLeftByACutCopyBack(t *testing.T) {
 		do(prod, `UID STORE 2 +FLAGS (\Flagged)`)
 		w.startBox()
 		w.wait(failover.Protecting)
-		w.box.app.Tell(failover.Happened{Event: failover.Takeover})
+		w.tell(failover.Happened{Event: failover.Takeover})
 		w.wait(failover.Serving)
-		sn, err := w.box.app.Store().Snapshot(user, "INBOX")
+		sn, err := w.living().Store().Snapshot(user, "INBOX")
 		if err != nil {
 			t.Fatal(err)
 		}
 		do(prod, `UID STORE 1 +FLAGS (\Flagged)`)
 		for uid := uint32(1); uid <= 2; uid++ {
-			if err := w.box.app.Store().NoteDoubt(context.Background(), user, row.Doubt{Box: sn.ID, UIDs: []uint32{uid}, Flag: `\Flagged`}); err != nil {
+			if err := w.living().Store().NoteDoubt(context.Background(), user, row.Doubt{Box: sn.ID, UIDs: []uint32{uid}, Flag: `\Flagged`}); err != nil {
 				t.Error(err)
 			}
 		}
@@ -66,8 +65,6 @@ func TestT28_FlagLeftByACutCopyBack(t *testing.T) {
 		if slices.Contains(got[1], `\Flagged`) || !slices.Contains(got[2], `\Flagged`) {
 			t.Errorf("flags on production: %v", got)
 		}
-		w.stopBox()
-		w.kill()
 	})
 }
 
@@ -89,12 +86,12 @@ func add(c *imapc.Conn, subject string) error {
 }
 
 func lateCommand(t *testing.T, verb string, command func(*imapc.Conn) error) {
-	w := newWorld(t, 6)
-	defer func() { _ = os.RemoveAll(w.dir) }()
+	w := newWorld(t, options{}, 6)
+	defer w.end()
 	w.start()
 	w.startBox()
 	w.wait(failover.Protecting)
-	c, err := w.dial(w.users[0], w.toBox, "imap")
+	c, err := w.dial(w.users[0], w.toBox)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -109,7 +106,7 @@ func lateCommand(t *testing.T, verb string, command func(*imapc.Conn) error) {
 		t.Error(err)
 	}
 	time.Sleep(20 * time.Second)
-	prod, err := w.dial(w.users[0], w.direct, "imap")
+	prod, err := w.dial(w.users[0], w.direct)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -127,16 +124,14 @@ func lateCommand(t *testing.T, verb string, command func(*imapc.Conn) error) {
 	}
 	prod.Close()
 	c.Close()
-	w.stopBox()
-	w.kill()
 }
 
 // N18: a message that is owed, and that production has delivered by itself before
 // the hand-back, is not given to it again.
 func TestN18_OwedAndLate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, 8)
-		defer func() { _ = os.RemoveAll(w.dir) }()
+		w := newWorld(t, options{}, 8)
+		defer w.end()
 		w.start()
 		user := w.users[0]
 		w.startBox()
@@ -144,7 +139,7 @@ func TestN18_OwedAndLate(t *testing.T) {
 		w.tell(failover.Happened{Event: failover.Takeover})
 		w.wait(failover.Serving)
 		msg := []byte("Message-ID: <owed@other.test>\r\n\r\nhello\r\n")
-		store := w.box.app.Store()
+		store := w.living().Store()
 		ref, err := store.PutMessage(msg)
 		if err != nil {
 			t.Fatal(err)
@@ -152,7 +147,7 @@ func TestN18_OwedAndLate(t *testing.T) {
 		if _, err := store.Hold(context.Background(), row.Held{From: "x@other.test", Rcpts: []string{user}, Ref: ref, Arrived: time.Now(), Owed: true}); err != nil {
 			t.Fatal(err)
 		}
-		prod, err := w.dial(user, w.direct, "imap")
+		prod, err := w.dial(user, w.direct)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -165,8 +160,6 @@ func TestN18_OwedAndLate(t *testing.T) {
 			t.Errorf("%d messages, %d held, %v", sel.Exists, store.HeldCount(), err)
 		}
 		prod.Close()
-		w.stopBox()
-		w.kill()
 	})
 }
 
@@ -174,8 +167,8 @@ func TestN18_OwedAndLate(t *testing.T) {
 // message is there once.
 func TestN18_TriedOften(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, 9)
-		defer func() { _ = os.RemoveAll(w.dir) }()
+		w := newWorld(t, options{}, 9)
+		defer w.end()
 		w.start()
 		w.startBox()
 		w.wait(failover.Protecting)
@@ -203,7 +196,7 @@ func TestN18_TriedOften(t *testing.T) {
 			_ = conn.Close()
 			time.Sleep(time.Second)
 		}
-		prod, err := w.dial("anna@sim.test", w.direct, "imap")
+		prod, err := w.dial("anna@sim.test", w.direct)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -211,7 +204,5 @@ func TestN18_TriedOften(t *testing.T) {
 			t.Errorf("it is there %d times, %v", sel.Exists, err)
 		}
 		prod.Close()
-		w.stopBox()
-		w.kill()
 	})
 }

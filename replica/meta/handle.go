@@ -85,63 +85,68 @@ func (h *Handle) Epoch() uint64 {
 // Commit implements Store: durable on return, ErrConflict if a condition of the batch
 // does not hold, ErrEpoch if another one has taken over.
 func (h *Handle) Commit(ctx context.Context, b Batch) (Rev, error) {
-	return h.commit(ctx, h.now.Load(), b)
+	return h.commit(ctx, h.now.Load(), b, 0)
 }
 
 // Advance commits a batch and raises the epoch with it; all batches of handles that do
 // not know of it are refused from then on. In the epoch that is, the batch alone is
-// committed; an older one is refused.
+// committed, and with 0 in whatever epoch is; an older one is refused.
 func (h *Handle) Advance(ctx context.Context, epoch uint64, b Batch) error {
-	r := h.now.Load()
-	r.mu.Lock()
-	was := r.epoch
-	r.mu.Unlock()
-	if epoch < was {
-		return fmt.Errorf("%w: epoch %d is over, this is %d", ErrEpoch, epoch, was)
-	}
-	if epoch == was {
-		_, err := h.commit(ctx, r, b)
-		return err
-	}
-	v, err := json.Marshal(epochRow{Epoch: epoch, By: r.name})
-	if err != nil {
-		return err
-	}
-	b.Do = append(slices.Clip(b.Do), Op{Key: EpochKey(), Val: v})
-	rev, err := h.commit(ctx, r, b)
-	if err == nil {
-		r.know(epochRow{Epoch: epoch, By: r.name}, rev)
-	}
+	_, err := h.commit(ctx, h.now.Load(), b, epoch)
 	return err
 }
 
-func (h *Handle) commit(ctx context.Context, r *reign, b Batch) (Rev, error) {
-	conds := slices.Clip(b.If)
+// commit commits a batch in a reign, and raises the epoch to one that is not 0.
+func (h *Handle) commit(ctx context.Context, r *reign, b Batch, to uint64) (Rev, error) {
 	for {
 		r.mu.Lock()
-		known, lost := r.rev, r.lost
+		epoch, known, lost := r.epoch, r.rev, r.lost
 		r.mu.Unlock()
 		if lost {
 			return 0, ErrEpoch
 		}
-		rev, err := h.Store.Commit(ctx, Batch{If: append(conds, Cond{Key: EpochKey(), Rev: known}), Do: b.Do})
+		if to != 0 && to < epoch {
+			return 0, fmt.Errorf("%w: epoch %d is over, this is %d", ErrEpoch, to, epoch)
+		}
+		next := Batch{If: append(slices.Clip(b.If), Cond{Key: EpochKey(), Rev: known}), Do: b.Do}
+		begin := epochRow{Epoch: to, By: r.name}
+		if to > epoch {
+			v, err := json.Marshal(begin)
+			if err != nil {
+				return 0, err
+			}
+			next.Do = append(slices.Clip(b.Do), Op{Key: EpochKey(), Val: v})
+		}
+		rev, err := h.Store.Commit(ctx, next)
+		if err == nil && to > epoch {
+			r.know(begin, rev)
+		}
 		if !errors.Is(err, ErrConflict) {
 			return rev, err
 		}
-		var e epochRow
-		var is Rev
-		if verr := h.View(func(sn Snap) (err error) { e, is, err = readEpoch(sn); return err }); verr != nil {
-			return 0, errors.Join(err, verr)
-		}
-		switch {
-		case is == known:
+		if err := h.again(r, known, err); err != nil {
 			return 0, err
-		case e.By != r.name || h.now.Load() != r:
-			r.lose()
-			return 0, ErrEpoch
 		}
-		r.know(e, is)
 	}
+}
+
+// again looks why a batch met a conflict while the epoch row was thought to be at a
+// revision: nil if it has to be tried again.
+func (h *Handle) again(r *reign, known Rev, conflict error) error {
+	var e epochRow
+	var is Rev
+	if err := h.View(func(sn Snap) (err error) { e, is, err = readEpoch(sn); return err }); err != nil {
+		return errors.Join(conflict, err)
+	}
+	switch {
+	case is == known:
+		return conflict
+	case e.By != r.name || h.now.Load() != r:
+		r.lose()
+		return ErrEpoch
+	}
+	r.know(e, is)
+	return nil
 }
 
 // know takes note of an epoch that this handle has begun.

@@ -48,6 +48,7 @@ bench: deps
 
 gen: go
 	go run ./cmd/understudy diagram failover > docs/failover.mmd
+	go run ./cmd/understudy diagram imapsession > docs/imapsession.mmd
 	go run ./cmd/understudy diagram smtpsession > docs/smtpsession.mmd
 	go run ./cmd/understudy config describe > docs/understudy.toml
 

@@ -53,11 +53,11 @@ func (b *Box) openTap(t tap) error {
 		LoggedIn: func(ctx context.Context, l capture.Login) (string, error) {
 			return t.LoggedIn(ctx, seam.Login{User: l.User, AuthUser: l.AuthUser, Password: l.Password})
 		},
-		Settle: func(ctx context.Context, account string, c *imapsession.Cmd, ok imapwire.Response, sp row.Spool) error {
+		Settle: func(ctx context.Context, account string, ex *imapsession.Exchange, ok imapwire.Response) error {
 			if !m.following() {
 				return nil
 			}
-			return b.cache.Settle(ctx, account, c, ok, sp)
+			return b.cache.Settle(ctx, account, ex, ok)
 		},
 		Accepted: func(ctx context.Context, e row.Envelope, sp row.Spool) error {
 			if !m.following() {

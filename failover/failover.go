@@ -102,7 +102,7 @@ const (
 // State is what is kept across restarts.
 type State struct {
 	Phase   Phase
-	Epoch   uint64 // grows with every takeover and hand-back; old writes are refused
+	Epoch   uint64 // grows with every takeover and hand-back; it is saved with it, and writers of an older one are refused
 	Since   time.Time
 	Until   time.Time // Holding: end of the hold
 	Why     string

@@ -216,7 +216,9 @@ func (b *Box) makeKeeper(l *losses) (err error) {
 			ReturnProbes: f.ReturnProbes,
 			AutoHandback: f.AutoHandback, Cooldown: f.Cooldown.D()},
 		Load: func(s *failover.State) (bool, error) { return b.store.LoadJSON("failover", s) },
-		Save: func(ctx context.Context, s failover.State) error { return b.store.SaveJSON(ctx, "failover", s) }})
+		Save: func(ctx context.Context, s failover.State) error {
+			return b.store.SaveState(ctx, "failover", s, s.Epoch)
+		}})
 	return err
 }
 

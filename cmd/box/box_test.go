@@ -90,16 +90,20 @@ func found(t *testing.T, dir string, s failover.State) {
 }
 
 // hold puts a message for anna into what is held.
-func hold(t *testing.T, b *Box, h row.Held) {
+func hold(t *testing.T, b *Box, arrived time.Time, owed bool) {
 	t.Helper()
 	ref, err := b.Store().PutMessage([]byte("Message-ID: <1@other.test>\r\n\r\nhello\r\n"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	h.From, h.Rcpts, h.Ref = "x@other.test", []string{anna}, ref
-	if _, err := b.Store().Hold(t.Context(), h); err != nil {
+	h, err := b.Store().Hold(t.Context(), row.Held{From: "x@other.test", Rcpts: []string{anna}, Ref: ref, Arrived: arrived})
+	if owed && err == nil {
+		err = b.Store().Owe(t.Context(), h.ID)
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
+	b.Store().Confirm(h.ID)
 }
 
 // Orders are given, waited for, and refused, by what the state allows; the ledger
@@ -131,7 +135,7 @@ func TestOrdersWithoutProduction(t *testing.T) {
 		if _, err := b.service.Sync(t.Context(), api.Order{}); err == nil {
 			t.Error("read from production that is fenced")
 		}
-		hold(t, b, row.Held{Arrived: time.Now().Add(-time.Hour), Owed: true})
+		hold(t, b, time.Now().Add(-time.Hour), true)
 		time.Sleep(deliverDelay + time.Second)
 		if n := b.Store().HeldCount(); n != 0 {
 			t.Errorf("%d messages wait", n)
@@ -144,14 +148,14 @@ func TestOrdersWithoutProduction(t *testing.T) {
 func TestExpiry(t *testing.T) {
 	short := func(c *config.Config) { c.Standby.HoldFor = config.Duration(time.Minute) }
 	with{change: short}.run(t, func(t *testing.T, b *Box) {
-		hold(t, b, row.Held{Arrived: time.Now()})
-		hold(t, b, row.Held{Arrived: time.Now(), Owed: true})
+		hold(t, b, time.Now(), false)
+		hold(t, b, time.Now(), true)
 		time.Sleep(58 * time.Second)
 		if n := b.Store().HeldCount(); n != 2 {
 			t.Errorf("%d messages are held too early", n)
 		}
 		time.Sleep(2*time.Second + expiryLeast)
-		if all := b.Store().HeldAll(); len(all) != 1 || !all[0].Owed {
+		if all := b.Store().HeldAll(); len(all) != 1 || !all[0].OwedSince(all[0].Arrived) {
 			t.Errorf("held: %+v", all)
 		}
 	})
@@ -192,9 +196,16 @@ func TestOutgoing(t *testing.T) {
 	o := with{state: failover.State{Phase: failover.Protecting}, smtp: relayed(&n),
 		change: func(c *config.Config) { c.Failover.Mode, c.Failover.Probe = "advise", config.Duration(time.Minute) }}
 	o.run(t, func(t *testing.T, b *Box) {
-		hold(t, b, row.Held{Arrived: time.Now(), Standby: true})
+		taken, err := b.Store().PutMessage([]byte("Message-ID: <2@other.test>\r\n\r\nhello\r\n"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		h := row.Held{From: "x@other.test", Rcpts: []string{anna}, Ref: taken, Arrived: time.Now()}
+		if _, err := b.Store().Take(t.Context(), h); err != nil {
+			t.Fatal(err)
+		}
 		time.Sleep(sendPause)
-		if all := b.Store().HeldAll(); n.Load() != 1 || len(all) != 1 || all[0].Standby || all[0].Owed {
+		if all := b.Store().HeldAll(); n.Load() != 1 || len(all) != 1 || all[0].State != row.HeldAccepted {
 			t.Errorf("%d were given, held: %+v", n.Load(), all)
 		}
 		ref, err := b.Store().PutMessage([]byte("Subject: out\r\n\r\nhello\r\n"))
@@ -215,7 +226,7 @@ func TestOutgoing(t *testing.T) {
 		if n.Load() != 3 {
 			t.Errorf("%d were given, with both due", n.Load())
 		}
-		hold(t, b, row.Held{Arrived: time.Now().Add(-time.Hour), Owed: true})
+		hold(t, b, time.Now().Add(-time.Hour), true)
 		time.Sleep(time.Minute)
 		if n.Load() != 3 {
 			t.Error("given again without a look")

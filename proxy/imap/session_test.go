@@ -294,9 +294,13 @@ func TestMoveIsNotedFirst(t *testing.T) {
 		c.send("c MOVE 2 Filed\r\n")
 		c.until("c OK")
 	})
-	want := []string{"known INBOX", "0 SELECT", "0 UID FETCH", "mark Filed", "intend Filed [20] mark 9", "0 MOVE", "unanswered Filed [20]", "over", "outcome MOVE",
+	want := []string{"known INBOX", "0 SELECT", "0 UID FETCH", "mark Filed", "intend Filed [20] mark 9", "0 MOVE",
+		"unanswered Filed [20]", "over", "outcome MOVE",
 		"known INBOX", "1 SELECT", "1 UID SEARCH", "intend Filed [20] mark 9", "1 UID MOVE", `settle MOVE "INBOX"  0`, "over"}
-	got := slices.DeleteFunc(slices.Clone(s.notes), func(n string) bool { return strings.HasPrefix(n, "known") && !slices.Contains(want, n) })
+	got := slices.DeleteFunc(slices.Clone(s.notes), func(n string) bool {
+		return strings.HasPrefix(n, "known") &&
+			!slices.Contains(want, n)
+	})
 	for _, w := range want {
 		i := slices.Index(got, w)
 		if i < 0 {

@@ -9,8 +9,6 @@ import (
 	"time"
 
 	"understudy/replica/row"
-	"understudy/snoop/imapsession"
-	"understudy/snoop/imapwire"
 )
 
 // fake is a replica with one mailbox, and a production that cannot be read.
@@ -57,7 +55,7 @@ func (f *fake) Hold(_ context.Context, h row.Held) (row.Held, error) {
 func (f *fake) Confirm(uint64)                                  {}
 func (f *fake) RouteOf(string) (row.Route, bool)                { return row.Route{}, false }
 func (f *fake) Delivered(row.Envelope, row.Ref, time.Time) bool { return f.delivered }
-func (f *fake) Forget(_ context.Context, id uint64) error       { f.forgotten = id == 7; return nil }
+func (f *fake) Found(_ context.Context, id uint64) error        { f.forgotten = id == 7; return nil }
 
 type noSpool struct{ row.Spool }
 
@@ -81,49 +79,23 @@ func TestT10_Overheard(t *testing.T) {
 // its recipients are known here: for others nobody would have it.
 func TestN18_Repeated(t *testing.T) {
 	for _, c := range []struct {
-		name         string
-		rcpts        []string
-		before, held bool // held by the standby
-		again        bool
-		owed         uint64
+		name   string
+		rcpts  []string
+		before bool
+		held   row.HeldState
+		again  bool
+		owed   uint64
 	}{
-		{"production may have it", []string{"a@here"}, true, false, true, 7},
-		{"production answered", []string{"a@here"}, false, false, true, 0},
-		{"the standby has it", []string{"a@here"}, true, true, true, 0},
-		{"one recipient is elsewhere", []string{"a@here", "b@there"}, true, false, false, 0},
+		{"production may have it", []string{"a@here"}, true, row.HeldAccepted, true, 7},
+		{"production answered", []string{"a@here"}, false, row.HeldAccepted, true, 0},
+		{"the standby has it", []string{"a@here"}, true, row.HeldOurs, true, 0},
+		{"one recipient is elsewhere", []string{"a@here", "b@there"}, true, row.HeldAccepted, false, 0},
 	} {
-		f := &fake{before: c.before, held: row.Held{ID: 7, Standby: c.held}}
+		f := &fake{before: c.before, held: row.Held{ID: 7, State: c.held}}
 		cache := New(Options{Replica: f, Syncer: f, Log: slog.New(slog.DiscardHandler), Local: func(a string) bool { return strings.HasSuffix(a, "@here") }})
 		again, err := cache.Repeated(t.Context(), row.Envelope{Rcpts: c.rcpts}, row.Ref{})
 		if err != nil || again != c.again || f.owed != c.owed {
 			t.Errorf("%s: %v, %v, owed %d", c.name, again, err, f.owed)
-		}
-	}
-}
-
-// Promise 1: what the wire does not tell and production cannot be asked about is
-// not acknowledged, but in a mailbox that is still being copied.
-func TestSettle(t *testing.T) {
-	for _, c := range []struct {
-		name   string
-		synced bool
-		cmd    imapsession.Cmd
-		want   error
-	}{
-		{"clear", true, imapsession.Cmd{Verb: "EXPUNGE", Mailbox: "INBOX", Expunged: []uint32{3}}, nil},
-		{"unclear", true, imapsession.Cmd{Verb: "EXPUNGE", Mailbox: "INBOX", Unknown: true}, errDown},
-		{"asked again", true, imapsession.Cmd{Verb: "UID EXPUNGE", Mailbox: "INBOX", Rerun: true}, errDown},
-		{"unclear while seeding", false, imapsession.Cmd{Verb: "EXPUNGE", Mailbox: "INBOX", Unknown: true}, nil},
-		{"folders", true, imapsession.Cmd{Verb: "CREATE", Mailbox: "X"}, errDown},
-		{"append without UID", true, imapsession.Cmd{Verb: "APPEND", Mailbox: "INBOX"}, errDown},
-	} {
-		f := &fake{synced: c.synced}
-		cache := New(Options{Replica: f, Syncer: f, Log: slog.New(slog.DiscardHandler)})
-		if err := cache.Settle(t.Context(), "a", &c.cmd, imapwire.Response{Name: "OK"}, nil); !errors.Is(err, c.want) {
-			t.Errorf("%s: %v, want %v", c.name, err, c.want)
-		}
-		if c.want == nil && f.hints == 0 {
-			t.Errorf("%s: no sync is asked for", c.name)
 		}
 	}
 }

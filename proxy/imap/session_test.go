@@ -232,7 +232,8 @@ func answer(c imapwire.Command) string {
 	case imapwire.Search:
 		return "* SEARCH 10 20 30\r\n" + c.Tag + " OK x\r\n"
 	case imapwire.Fetch:
-		return "* 1 FETCH (UID 10 FLAGS ())\r\n* 2 FETCH (UID 20 FLAGS ())\r\n* 3 FETCH (UID 30 FLAGS ())\r\n" + c.Tag + " OK x\r\n"
+		return "* 1 FETCH (UID 10 FLAGS ())\r\n* 2 FETCH (UID 20 FLAGS ())\r\n* 3 FETCH (UID 30 FLAGS ())\r\n" +
+			c.Tag + " OK x\r\n"
 	}
 	return c.Tag + " OK done\r\n"
 }

@@ -65,23 +65,36 @@ var allowed = map[string][]string{
 
 const module = "understudy/"
 
-func eachFile(t *testing.T, f func(name, pkg string, file *ast.File, fset *token.FileSet)) {
+// eachGoFile calls f for every Go file of the module.
+func eachGoFile(t *testing.T, f func(name string)) {
 	t.Helper()
 	err := filepath.WalkDir(".", func(name string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() || !strings.HasSuffix(name, ".go") || name == "arch_test.go" {
-			return err
+		if err == nil && d.IsDir() && (d.Name() == "testdata" || d.Name() == "bin") {
+			return filepath.SkipDir
 		}
-		fset := token.NewFileSet()
-		file, err := parser.ParseFile(fset, name, nil, parser.ParseComments)
-		if err != nil {
-			return err
+		if err == nil && !d.IsDir() && strings.HasSuffix(name, ".go") {
+			f(name)
 		}
-		f(name, path.Dir(filepath.ToSlash(name)), file, fset)
-		return nil
+		return err
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// eachFile calls f for every Go file but those of this package.
+func eachFile(t *testing.T, f func(name, pkg string, file *ast.File, fset *token.FileSet)) {
+	t.Helper()
+	eachGoFile(t, func(name string) {
+		if pkg := path.Dir(filepath.ToSlash(name)); pkg != "." {
+			fset := token.NewFileSet()
+			file, err := parser.ParseFile(fset, name, nil, parser.ParseComments)
+			if err != nil {
+				t.Fatal(err)
+			}
+			f(name, pkg, file, fset)
+		}
+	})
 }
 
 func TestImports(t *testing.T) {

@@ -1,7 +1,7 @@
 # make demo   the main job, with an embedded mail server; no root, about 15 s
 # make test   installs what the tests need (Debian, as root), then runs all of them
 # make check  what needs nothing installed: formatting, vet, staticcheck, unit tests with the race detector
-# make bench  the figures, beside nginx, HAProxy, doveadm and mbsync
+# make bench  the figures, beside nginx, HAProxy, doveadm and mbsync; UNDERSTUDY_BEFORE=/path/to/an/older/understudy: beside that
 # make gen    what is generated and committed
 # make help   this text
 
@@ -48,6 +48,7 @@ bench: deps
 
 gen: go
 	go run ./cmd/understudy diagram failover > docs/failover.mmd
+	go run ./cmd/understudy diagram imapsession > docs/imapsession.mmd
 	go run ./cmd/understudy diagram smtpsession > docs/smtpsession.mmd
 	go run ./cmd/understudy config describe > docs/understudy.toml
 

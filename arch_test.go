@@ -23,7 +23,7 @@ var pure = []string{"snoop/imapwire", "snoop/smtpwire", "snoop/imapsession", "sn
 var allowed = map[string][]string{
 	"snoop/imapwire":        {},
 	"snoop/smtpwire":        {},
-	"snoop/imapsession":     {"snoop/imapwire"},
+	"snoop/imapsession":     {"snoop/imapwire", "replica/row"},
 	"snoop/smtpsession":     {"snoop/smtpwire", "replica/row", "proxy/seam"},
 	"snoop":                 {"snoop/imapwire", "snoop/imapsession", "replica/row"},
 	"snoop/capture":         {"snoop/imapwire", "snoop/imapsession", "snoop/smtpwire", "replica/row"},

@@ -69,22 +69,28 @@ func dutyTable() []duty {
 		{in: Seeding, Duties: Duties{Accounts: Production, SMTP: Production, Follow: Believed}},
 		{in: Protecting, Duties: Duties{Accounts: Production, SMTP: Production, Complete: true, Follow: Believed,
 			GiveBack: GiveAll, Outbound: true}},
-		{in: Holding, If: "it waits for the word", on: asked, Duties: Duties{Accounts: Nobody, SMTP: Nobody, Complete: true,
-			Follow: Mirrored, Deep: true}},
+		{in: Holding, If: "it waits for the word", on: asked,
+			Duties: Duties{Accounts: Nobody, SMTP: Nobody, Complete: true,
+				Follow: Mirrored, Deep: true}},
 		{in: Holding, Duties: Duties{Accounts: Nobody, SMTP: Nobody, Complete: true,
 			Follow: Mirrored, Deep: true, Moving: true}},
-		{in: Fencing, If: "production is still read", on: sweeping, Duties: Duties{Accounts: Production, SMTP: Production,
-			Fenced: true, Complete: true, Follow: Mirrored, Deep: true, Moving: true}},
+		{in: Fencing, If: "production is still read", on: sweeping,
+			Duties: Duties{Accounts: Production, SMTP: Production,
+				Fenced: true, Complete: true, Follow: Mirrored, Deep: true, Moving: true}},
 		{in: Fencing, Duties: Duties{Accounts: Nobody, SMTP: Nobody, Fenced: true, Complete: true,
 			Follow: Mirrored, Deep: true, Moving: true}},
-		{in: Replaying, Duties: Duties{Accounts: Nobody, SMTP: Nobody, Fenced: true, Complete: true, Deep: true, Moving: true}},
-		{in: Serving, Duties: Duties{Accounts: Standby, SMTP: Standby, Fenced: true, Complete: true, Deliver: true, Deep: true}},
-		{in: Returning, If: "some accounts are with production", on: isMixed, Duties: Duties{Accounts: EachHome, SMTP: Standby,
-			Fenced: true, Complete: true, Follow: Mirrored, Deliver: true, GiveBack: GiveReturned, Deep: true}},
+		{in: Replaying,
+			Duties: Duties{Accounts: Nobody, SMTP: Nobody, Fenced: true, Complete: true, Deep: true, Moving: true}},
+		{in: Serving,
+			Duties: Duties{Accounts: Standby, SMTP: Standby, Fenced: true, Complete: true, Deliver: true, Deep: true}},
+		{in: Returning, If: "some accounts are with production", on: isMixed,
+			Duties: Duties{Accounts: EachHome, SMTP: Standby,
+				Fenced: true, Complete: true, Follow: Mirrored, Deliver: true, GiveBack: GiveReturned, Deep: true}},
 		{in: Returning, Duties: Duties{Accounts: Standby, SMTP: Standby, Fenced: true, Complete: true,
 			Deliver: true, GiveBack: GiveReturned, Deep: true}},
-		{in: CopyingBack, If: "accounts still come to the standby", on: regaining, Duties: Duties{Accounts: Standby, SMTP: Standby,
-			Fenced: true, Complete: true, Deliver: true, GiveBack: GiveReturned, Deep: true, Moving: true}},
+		{in: CopyingBack, If: "accounts still come to the standby", on: regaining,
+			Duties: Duties{Accounts: Standby, SMTP: Standby,
+				Fenced: true, Complete: true, Deliver: true, GiveBack: GiveReturned, Deep: true, Moving: true}},
 		// Those that an interrupted hand-back gave to production stay with it.
 		{in: CopyingBack, Duties: Duties{Accounts: EachHome, SMTP: Standby, Fenced: true, Complete: true,
 			Deliver: true, GiveBack: GiveReturned, Deep: true, Moving: true}},
@@ -114,7 +120,8 @@ func (s State) Duties() Duties {
 		return d
 	}
 	no := "nothing is known of the state " + string(s.Phase)
-	return Duties{Accounts: Nobody, SMTP: Nobody, Fenced: true, NoTakeover: no, NoHandback: no, Answering: "nobody: sessions wait"}
+	return Duties{Accounts: Nobody, SMTP: Nobody, Fenced: true, NoTakeover: no, NoHandback: no,
+		Answering: "nobody: sessions wait"}
 }
 
 func (s State) answering(d Duties) string {

@@ -8,46 +8,73 @@ import (
 
 // Every phase with its duties, and with what changes them.
 func TestDuties(t *testing.T) {
+	const mixedWords = "the standby for some accounts, production for the others"
 	const noTake, noBack = "a takeover makes no sense while ", "a hand-back makes no sense while "
 	for _, c := range []struct {
 		s    State
 		want Duties
 	}{
-		{State{Phase: Seeding}, Duties{Accounts: Production, SMTP: Production, Follow: Believed, Answering: "production", NoHandback: noBack}},
-		{State{Phase: Protecting}, Duties{Accounts: Production, SMTP: Production, Complete: true, Follow: Believed, GiveBack: GiveAll, Outbound: true,
-			Answering: "production", NoHandback: noBack}},
-		{State{Phase: Holding}, Duties{Accounts: Nobody, SMTP: Nobody, Complete: true, Follow: Mirrored, Deep: true, Moving: true,
-			Answering: "nobody: sessions wait", NoHandback: noBack}},
-		{State{Phase: Holding, Asked: true}, Duties{Accounts: Nobody, SMTP: Nobody, Complete: true, Follow: Mirrored, Deep: true,
-			Answering: "nobody: sessions wait", NoHandback: noBack}},
-		{State{Phase: Fencing}, Duties{Accounts: Nobody, SMTP: Nobody, Fenced: true, Complete: true, Follow: Mirrored, Deep: true, Moving: true,
-			Answering: "nobody: sessions wait", NoTakeover: noTake, NoHandback: noBack}},
-		{State{Phase: Fencing, Planned: true, Sweeping: true}, Duties{Accounts: Production, SMTP: Production, Fenced: true, Complete: true,
-			Follow: Mirrored, Deep: true, Moving: true, Answering: "production", NoTakeover: noTake, NoHandback: noBack}},
-		{State{Phase: Fencing, Planned: true}, Duties{Accounts: Nobody, SMTP: Nobody, Fenced: true, Complete: true, Follow: Mirrored, Deep: true,
-			Moving: true, Answering: "nobody: sessions wait", NoTakeover: noTake, NoHandback: noBack}},
-		{State{Phase: Replaying}, Duties{Accounts: Nobody, SMTP: Nobody, Fenced: true, Complete: true, Deep: true, Moving: true,
-			Answering: "nobody: sessions wait", NoTakeover: noTake, NoHandback: noBack}},
-		{State{Phase: Serving}, Duties{Accounts: Standby, SMTP: Standby, Fenced: true, Complete: true, Deliver: true, Deep: true,
-			Answering: "standby", NoTakeover: noTake}},
-		{State{Phase: Serving, Regaining: true}, Duties{Accounts: Standby, SMTP: Standby, Fenced: true, Complete: true, Deliver: true, Deep: true,
-			Answering: "standby", NoTakeover: noTake}},
-		{State{Phase: Returning}, Duties{Accounts: Standby, SMTP: Standby, Fenced: true, Complete: true, Deliver: true, GiveBack: GiveReturned,
-			Deep: true, Answering: "standby", NoTakeover: noTake}},
-		{State{Phase: Returning, Mixed: true}, Duties{Accounts: EachHome, SMTP: Standby, Fenced: true, Complete: true, Follow: Mirrored, Deliver: true,
-			GiveBack: GiveReturned, Deep: true, Answering: "the standby for some accounts, production for the others", NoTakeover: noTake}},
-		{State{Phase: CopyingBack}, Duties{Accounts: EachHome, SMTP: Standby, Fenced: true, Complete: true, Deliver: true, GiveBack: GiveReturned,
-			Deep: true, Moving: true, Answering: "standby", NoTakeover: noTake, NoHandback: noBack}},
-		{State{Phase: CopyingBack, Regaining: true}, Duties{Accounts: Standby, SMTP: Standby, Fenced: true, Complete: true, Deliver: true,
-			GiveBack: GiveReturned, Deep: true, Moving: true, Answering: "standby", NoTakeover: noTake, NoHandback: noBack}},
-		{State{Phase: CopyingBack, Mixed: true}, Duties{Accounts: EachHome, SMTP: Standby, Fenced: true, Complete: true, Follow: Mirrored, Deliver: true,
-			GiveBack: GiveReturned, Deep: true, Moving: true, Answering: "the standby for some accounts, production for the others",
-			NoTakeover: noTake, NoHandback: noBack}},
-		{State{Phase: HandingBack}, Duties{Accounts: EachHome, SMTP: Standby, Fenced: true, Complete: true, GiveBack: GiveReturned, Deep: true, Moving: true,
-			Answering: "nobody: sessions wait", NoTakeover: noTake, NoHandback: noBack}},
-		{State{Phase: HandingBack, Mixed: true}, Duties{Accounts: EachHome, SMTP: Standby, Fenced: true, Complete: true, Follow: Mirrored,
-			GiveBack: GiveReturned, Deep: true, Moving: true, Answering: "the standby for some accounts, production for the others",
-			NoTakeover: noTake, NoHandback: noBack}},
+		{State{Phase: Seeding},
+			Duties{Accounts: Production, SMTP: Production, Follow: Believed, Answering: "production",
+				NoHandback: noBack}},
+		{State{Phase: Protecting},
+			Duties{Accounts: Production, SMTP: Production, Complete: true, Follow: Believed, GiveBack: GiveAll,
+				Outbound:  true,
+				Answering: "production", NoHandback: noBack}},
+		{State{Phase: Holding},
+			Duties{Accounts: Nobody, SMTP: Nobody, Complete: true, Follow: Mirrored, Deep: true, Moving: true,
+				Answering: "nobody: sessions wait", NoHandback: noBack}},
+		{State{Phase: Holding, Asked: true},
+			Duties{Accounts: Nobody, SMTP: Nobody, Complete: true, Follow: Mirrored, Deep: true,
+				Answering: "nobody: sessions wait", NoHandback: noBack}},
+		{State{Phase: Fencing},
+			Duties{Accounts: Nobody, SMTP: Nobody, Fenced: true, Complete: true, Follow: Mirrored, Deep: true,
+				Moving:    true,
+				Answering: "nobody: sessions wait", NoTakeover: noTake, NoHandback: noBack}},
+		{State{Phase: Fencing, Planned: true, Sweeping: true},
+			Duties{Accounts: Production, SMTP: Production, Fenced: true, Complete: true,
+				Follow: Mirrored, Deep: true, Moving: true,
+				Answering: "production", NoTakeover: noTake, NoHandback: noBack}},
+		{State{Phase: Fencing, Planned: true},
+			Duties{Accounts: Nobody, SMTP: Nobody, Fenced: true, Complete: true, Follow: Mirrored, Deep: true,
+				Moving: true, Answering: "nobody: sessions wait", NoTakeover: noTake, NoHandback: noBack}},
+		{State{Phase: Replaying},
+			Duties{Accounts: Nobody, SMTP: Nobody, Fenced: true, Complete: true, Deep: true, Moving: true,
+				Answering: "nobody: sessions wait", NoTakeover: noTake, NoHandback: noBack}},
+		{State{Phase: Serving},
+			Duties{Accounts: Standby, SMTP: Standby, Fenced: true, Complete: true, Deliver: true, Deep: true,
+				Answering: "standby", NoTakeover: noTake}},
+		{State{Phase: Serving, Regaining: true},
+			Duties{Accounts: Standby, SMTP: Standby, Fenced: true, Complete: true, Deliver: true, Deep: true,
+				Answering: "standby", NoTakeover: noTake}},
+		{State{Phase: Returning},
+			Duties{Accounts: Standby, SMTP: Standby, Fenced: true, Complete: true, Deliver: true,
+				GiveBack: GiveReturned,
+				Deep:     true, Answering: "standby", NoTakeover: noTake}},
+		{State{Phase: Returning, Mixed: true},
+			Duties{Accounts: EachHome, SMTP: Standby, Fenced: true, Complete: true, Follow: Mirrored, Deliver: true,
+				GiveBack: GiveReturned, Deep: true, Answering: mixedWords, NoTakeover: noTake}},
+		{State{Phase: CopyingBack},
+			Duties{Accounts: EachHome, SMTP: Standby, Fenced: true, Complete: true, Deliver: true,
+				GiveBack: GiveReturned,
+				Deep:     true, Moving: true,
+				Answering: "standby", NoTakeover: noTake, NoHandback: noBack}},
+		{State{Phase: CopyingBack, Regaining: true},
+			Duties{Accounts: Standby, SMTP: Standby, Fenced: true, Complete: true, Deliver: true,
+				GiveBack: GiveReturned, Deep: true, Moving: true,
+				Answering: "standby", NoTakeover: noTake, NoHandback: noBack}},
+		{State{Phase: CopyingBack, Mixed: true},
+			Duties{Accounts: EachHome, SMTP: Standby, Fenced: true, Complete: true, Follow: Mirrored, Deliver: true,
+				GiveBack: GiveReturned, Deep: true, Moving: true, Answering: mixedWords,
+				NoTakeover: noTake, NoHandback: noBack}},
+		{State{Phase: HandingBack},
+			Duties{Accounts: EachHome, SMTP: Standby, Fenced: true, Complete: true, GiveBack: GiveReturned, Deep: true,
+				Moving:    true,
+				Answering: "nobody: sessions wait", NoTakeover: noTake, NoHandback: noBack}},
+		{State{Phase: HandingBack, Mixed: true},
+			Duties{Accounts: EachHome, SMTP: Standby, Fenced: true, Complete: true, Follow: Mirrored,
+				GiveBack: GiveReturned, Deep: true, Moving: true, Answering: mixedWords,
+				NoTakeover: noTake, NoHandback: noBack}},
 	} {
 		for _, why := range []*string{&c.want.NoTakeover, &c.want.NoHandback} {
 			if *why != "" {
@@ -58,7 +85,8 @@ func TestDuties(t *testing.T) {
 			t.Errorf("%+v:\n got %+v\nwant %+v", c.s, got, c.want)
 		}
 	}
-	if d := (State{Phase: "of a later version"}).Duties(); d.Accounts != Nobody || d.SMTP != Nobody || !d.Fenced || d.NoTakeover == "" {
+	if d := (State{Phase: "of a later version"}).Duties(); d.Accounts != Nobody || d.SMTP != Nobody || !d.Fenced ||
+		d.NoTakeover == "" {
 		t.Errorf("an unknown phase: %+v", d)
 	}
 }
@@ -68,7 +96,9 @@ func states() []State {
 	var out []State
 	for _, p := range Phases() {
 		for n := range 32 {
-			out = append(out, State{Phase: p, Asked: n&1 > 0, Planned: n&2 > 0, Sweeping: n&4 > 0, Mixed: n&8 > 0, Regaining: n&16 > 0})
+			out = append(out,
+				State{Phase: p, Asked: n&1 > 0, Planned: n&2 > 0, Sweeping: n&4 > 0, Mixed: n&8 > 0,
+					Regaining: n&16 > 0})
 		}
 	}
 	return out
@@ -96,7 +126,8 @@ func TestM15_NobodyBetween(t *testing.T) {
 		for _, e := range Events() {
 			next, do, _, ok := Step(s, Limits{Mode: Automatic, AutoHandback: true}, Happened{Event: e, At: start})
 			was, now := s.Duties(), next.Duties()
-			if ok && was.Accounts != Standby && was.Accounts != EachHome && now.Accounts == Standby && (s.Phase != Replaying || e != Replayed) {
+			if ok && was.Accounts != Standby && was.Accounts != EachHome && now.Accounts == Standby &&
+				(s.Phase != Replaying || e != Replayed) {
 				t.Errorf("%+v, %s: the standby answers at once", s, e)
 			}
 			if ok && !was.Fenced && now.Fenced && !slices.Contains(do, RaiseFence) && !slices.Contains(do, Sweep) {
@@ -109,9 +140,10 @@ func TestM15_NobodyBetween(t *testing.T) {
 			if ok && was.Follow == Unfollowed && now.Follow > Unfollowed && !slices.Contains(do, Follow) {
 				t.Errorf("%+v, %s: followed by nothing: %q", s, e, do)
 			}
-			if ok && was.Follow > Unfollowed && now.Follow == Unfollowed && !slices.ContainsFunc(do, func(a Action) bool {
-				return a == Replay || a == Regain || a == FenceAgain
-			}) {
+			if ok && was.Follow > Unfollowed && now.Follow == Unfollowed &&
+				!slices.ContainsFunc(do, func(a Action) bool {
+					return a == Replay || a == Regain || a == FenceAgain
+				}) {
 				t.Errorf("%+v, %s: still followed: %q", s, e, do)
 			}
 		}
@@ -122,7 +154,8 @@ func TestM15_NobodyBetween(t *testing.T) {
 // the action can be under way.
 func TestEveryActionEnds(t *testing.T) {
 	ends := map[Action][]Event{
-		Sweep: {Swept, Broken}, RaiseFence: {Fenced, Broken}, FenceAgain: {Fenced, NotFenced}, Replay: {Replayed, Broken}, Regain: {Regained, NotRegained},
+		Sweep: {Swept, Broken}, RaiseFence: {Fenced, Broken}, FenceAgain: {Fenced, NotFenced}, Replay: {Replayed,
+			Broken}, Regain: {Regained, NotRegained},
 		CopyBack: {CopiedBack, Broken}, HandBack: {HandedBack, HandedSome, Broken}, LowerFence: {Lowered, NotLowered},
 	}
 	for _, r := range Rules() {
@@ -145,7 +178,8 @@ func TestStuckIsSaid(t *testing.T) {
 	for _, p := range []Phase{Serving, Returning, CopyingBack} {
 		s := run(t, State{Phase: p}, Limits{}, Happened{Event: Resumed, At: start})
 		s, do, why, _ := Step(s, Limits{}, Happened{Event: NotFenced, At: start, Detail: "no power"})
-		if s.Stuck == "" || !strings.Contains(why, "no power") || !slices.Equal(do, []Action{FenceAgain}) || !s.Regaining {
+		if s.Stuck == "" || !strings.Contains(why, "no power") || !slices.Equal(do, []Action{FenceAgain}) ||
+			!s.Regaining {
 			t.Errorf("%s: %+v, %q, %q", p, s, do, why)
 		}
 		s = run(t, s, Limits{}, Happened{Event: Fenced, At: start}, Happened{Event: Regained, At: start})

@@ -76,7 +76,8 @@ const (
 
 // Events lists all events.
 func Events() []Event {
-	return []Event{Seeded, Failed, Healthy, HoldOver, Takeover, Swept, Fenced, NotFenced, Replayed, Regained, NotRegained,
+	return []Event{Seeded, Failed, Healthy, HoldOver, Takeover, Swept, Fenced, NotFenced, Replayed, Regained,
+		NotRegained,
 		Lowered, NotLowered, Broken, Handback, CopiedBack, HandedBack, HandedSome, Acknowledge, Resumed}
 }
 
@@ -101,7 +102,7 @@ const (
 // State is what is kept across restarts.
 type State struct {
 	Phase   Phase
-	Epoch   uint64 // grows with every takeover and hand-back; old writes are refused
+	Epoch   uint64 // grows with every takeover and hand-back; it is saved with it, and writers of an older one are refused
 	Since   time.Time
 	Until   time.Time // Holding: end of the hold
 	Why     string
@@ -132,7 +133,8 @@ func (s State) Due() (at time.Time, ok bool) { return s.Until, s.Phase == Holdin
 // Lasting reports whether s differs from old in what has to be saved before
 // anything is done. The rest a restart finds out again.
 func (s State) Lasting(old State) bool {
-	return s.Phase != old.Phase || s.Epoch != old.Epoch || s.Asked != old.Asked || s.Acked != old.Acked || s.Sweeping != old.Sweeping
+	return s.Phase != old.Phase || s.Epoch != old.Epoch || s.Asked != old.Asked || s.Acked != old.Acked ||
+		s.Sweeping != old.Sweeping
 }
 
 // Limits are the settings that rules look at.

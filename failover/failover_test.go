@@ -38,8 +38,10 @@ func TestM9_AutomaticCircle(t *testing.T) {
 		want Phase
 	}{
 		{Failed, Seeding}, {Seeded, Protecting}, {Failed, Holding}, {Healthy, Protecting}, {Failed, Holding},
-		{HoldOver, Fencing}, {Fenced, Replaying}, {Replayed, Serving}, {Regained, Serving}, {Healthy, Serving}, {Failed, Serving},
-		{Healthy, Serving}, {Healthy, Returning}, {Healthy, CopyingBack}, {Broken, Serving}, {Regained, Serving}, {Handback, CopyingBack},
+		{HoldOver, Fencing}, {Fenced, Replaying}, {Replayed, Serving}, {Regained, Serving}, {Healthy,
+			Serving}, {Failed, Serving},
+		{Healthy, Serving}, {Healthy, Returning}, {Healthy, CopyingBack}, {Broken, Serving}, {Regained,
+			Serving}, {Handback, CopyingBack},
 		{CopiedBack, HandingBack}, {HandedBack, Protecting},
 	} {
 		s = run(t, s, l, Happened{Event: c.e, At: start})

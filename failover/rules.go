@@ -93,18 +93,23 @@ func before() []Rule {
 	advised := func(_ State, l Limits, _ Happened) bool { return l.Mode == Advise }
 	return []Rule{
 		{From: Seeding, On: Seeded, To: Protecting, Why: "the replica holds every mailbox"},
-		{From: Seeding, On: Takeover, To: Fencing, Do: []Action{RaiseFence}, Change: raise, Why: "takeover ordered with an incomplete replica"},
+		{From: Seeding, On: Takeover, To: Fencing, Do: []Action{RaiseFence}, Change: raise,
+			Why: "takeover ordered with an incomplete replica"},
 
-		{From: Protecting, On: Failed, If: "mode is advise", Cond: advised, To: Protecting, Do: []Action{AskForTakeover},
+		{From: Protecting, On: Failed, If: "mode is advise", Cond: advised, To: Protecting,
+			Do:  []Action{AskForTakeover},
 			Why: "production failed; the mode is advise"},
 		{From: Protecting, On: Failed, To: Holding, Change: hold, Why: "production failed; sessions are held"},
 		{From: Protecting, On: Takeover, To: Fencing, Do: []Action{Sweep}, Change: plan, Why: "planned takeover"},
-		{From: Protecting, On: Acknowledge, To: Protecting, Change: acknowledge, Why: "the last takeover is acknowledged"},
+		{From: Protecting, On: Acknowledge, To: Protecting, Change: acknowledge,
+			Why: "the last takeover is acknowledged"},
 
 		{From: Holding, On: Healthy, To: Protecting, Why: "production answers again; no incident"},
-		{From: Holding, On: HoldOver, If: "takeover may be automatic", Cond: mayTakeOver, To: Fencing, Do: []Action{RaiseFence}, Change: raise,
+		{From: Holding, On: HoldOver, If: "takeover may be automatic", Cond: mayTakeOver, To: Fencing,
+			Do: []Action{RaiseFence}, Change: raise,
 			Why: "production stayed away for the whole hold"},
-		{From: Holding, On: HoldOver, If: "the admin must confirm", Cond: mustAsk, To: Holding, Do: []Action{AskForTakeover}, Change: ask,
+		{From: Holding, On: HoldOver, If: "the admin must confirm", Cond: mustAsk, To: Holding,
+			Do: []Action{AskForTakeover}, Change: ask,
 			Why: "production stayed away; waiting for the word"},
 		{From: Holding, On: Takeover, To: Fencing, Do: []Action{RaiseFence}, Change: raise, Why: "takeover confirmed"},
 		{From: Holding, On: Resumed, To: Holding, Why: "restarted while holding"},
@@ -114,18 +119,24 @@ func before() []Rule {
 // takeover: from production to the standby.
 func takeover() []Rule {
 	return []Rule{
-		{From: Fencing, On: Swept, To: Fencing, Do: []Action{RaiseFence}, Change: swept, Why: "planned takeover; sessions wait for the last of it"},
+		{From: Fencing, On: Swept, To: Fencing, Do: []Action{RaiseFence}, Change: swept,
+			Why: "planned takeover; sessions wait for the last of it"},
 		{From: Fencing, On: Fenced, To: Replaying, Do: []Action{Replay}, Why: "production is fenced"},
-		{From: Fencing, On: Broken, If: "planned", Cond: planned, To: Protecting, Do: []Action{Follow, LowerFence}, Change: back,
-			Why: "the planned takeover could not be completed; production goes on"},
-		{From: Fencing, On: Broken, To: Holding, Do: []Action{Follow, LowerFence, AskForTakeover}, Change: ask, Why: "the fence could not be raised"},
-		{From: Fencing, On: Resumed, If: "planned", Cond: planned, To: Fencing, Do: []Action{Sweep}, Change: sweep, Why: "restarted while fencing"},
+		{From: Fencing, On: Broken, If: "planned", Cond: planned, To: Protecting, Do: []Action{Follow, LowerFence},
+			Change: back,
+			Why:    "the planned takeover could not be completed; production goes on"},
+		{From: Fencing, On: Broken, To: Holding, Do: []Action{Follow, LowerFence, AskForTakeover}, Change: ask,
+			Why: "the fence could not be raised"},
+		{From: Fencing, On: Resumed, If: "planned", Cond: planned, To: Fencing, Do: []Action{Sweep}, Change: sweep,
+			Why: "restarted while fencing"},
 		{From: Fencing, On: Resumed, To: Fencing, Do: []Action{RaiseFence}, Why: "restarted while fencing"},
 
 		{From: Replaying, On: Replayed, To: Serving, Do: []Action{Regain}, Change: regain, Why: "the standby answers"},
-		{From: Replaying, On: Broken, To: Replaying, Do: []Action{Replay}, Change: stuck, Why: "replay failed and is tried again"},
+		{From: Replaying, On: Broken, To: Replaying, Do: []Action{Replay}, Change: stuck,
+			Why: "replay failed and is tried again"},
 		{From: Replaying, On: Resumed, To: Replaying, Do: []Action{FenceAgain}, Why: "restarted while replaying"},
-		{From: Replaying, On: Fenced, To: Replaying, Do: []Action{Replay}, Change: free, Why: "production is fenced again"},
+		{From: Replaying, On: Fenced, To: Replaying, Do: []Action{Replay}, Change: free,
+			Why: "production is fenced again"},
 		{From: Replaying, On: NotFenced, To: Replaying, Do: []Action{FenceAgain}, Change: stuck, Why: notFenced},
 	}
 }
@@ -133,17 +144,22 @@ func takeover() []Rule {
 // outage: the standby answers.
 func outage() []Rule {
 	return []Rule{
-		{From: Serving, On: Healthy, If: "often enough", Cond: enough, To: Returning, Change: good, Why: "production answers and is capable"},
+		{From: Serving, On: Healthy, If: "often enough", Cond: enough, To: Returning, Change: good,
+			Why: "production answers and is capable"},
 		{From: Serving, On: Healthy, To: Serving, Change: good, Why: "production answers"},
 		{From: Serving, On: Failed, To: Serving, Change: notGood, Why: "production is still away"},
-		{From: Serving, On: Resumed, To: Serving, Do: []Action{FenceAgain}, Change: regain, Why: "restarted while serving"},
+		{From: Serving, On: Resumed, To: Serving, Do: []Action{FenceAgain}, Change: regain,
+			Why: "restarted while serving"},
 
-		{From: Returning, On: Healthy, If: "hand-back is automatic", Cond: autoBack, To: CopyingBack, Do: []Action{CopyBack},
+		{From: Returning, On: Healthy, If: "hand-back is automatic", Cond: autoBack, To: CopyingBack,
+			Do:  []Action{CopyBack},
 			Why: "production is back for good"},
-		{From: Returning, On: Failed, If: "some accounts are with production", Cond: mixed, To: Serving, Do: []Action{Regain}, Change: standbyAgain,
+		{From: Returning, On: Failed, If: "some accounts are with production", Cond: mixed, To: Serving,
+			Do: []Action{Regain}, Change: standbyAgain,
 			Why: "production went away again; the standby answers for all accounts"},
 		{From: Returning, On: Failed, To: Serving, Change: notGood, Why: "production went away again"},
-		{From: Returning, On: Resumed, To: Returning, Do: []Action{FenceAgain}, Change: regain, Why: "restarted while production was returning"},
+		{From: Returning, On: Resumed, To: Returning, Do: []Action{FenceAgain}, Change: regain,
+			Why: "restarted while production was returning"},
 	}
 }
 
@@ -163,14 +179,17 @@ func regains() []Rule {
 			then = []Action{CopyBack}
 		} else {
 			out = append(out,
-				Rule{From: p, On: Handback, If: "accounts still come to the standby", Cond: regaining, To: CopyingBack, Change: order,
-					Why: "hand-back ordered; it begins when the standby has every account"},
-				Rule{From: p, On: Handback, To: CopyingBack, Do: []Action{CopyBack}, Change: order, Why: "hand-back ordered"})
+				Rule{From: p, On: Handback, If: "accounts still come to the standby", Cond: regaining, To: CopyingBack,
+					Change: order,
+					Why:    "hand-back ordered; it begins when the standby has every account"},
+				Rule{From: p, On: Handback, To: CopyingBack, Do: []Action{CopyBack}, Change: order,
+					Why: "hand-back ordered"})
 		}
 		out = append(out,
 			Rule{From: p, On: Fenced, To: p, Do: []Action{Regain}, Change: free, Why: "production is fenced again"},
 			Rule{From: p, On: NotFenced, To: p, Do: []Action{FenceAgain}, Change: stuck, Why: notFenced},
-			Rule{From: p, On: Regained, If: "at last", Cond: wasStuck, To: p, Do: then, Change: regained, Why: "the standby has every account"},
+			Rule{From: p, On: Regained, If: "at last", Cond: wasStuck, To: p, Do: then, Change: regained,
+				Why: "the standby has every account"},
 			Rule{From: p, On: Regained, To: p, Do: then, Change: regained},
 			Rule{From: p, On: NotRegained, To: p, Do: []Action{Regain}, Change: stuck, Why: notRegained})
 	}
@@ -180,18 +199,24 @@ func regains() []Rule {
 // handback: from the standby to production.
 func handback() []Rule {
 	return []Rule{
-		{From: CopyingBack, On: CopiedBack, To: HandingBack, Do: []Action{HandBack}, Why: "production holds all but what still arrives"},
+		{From: CopyingBack, On: CopiedBack, To: HandingBack, Do: []Action{HandBack},
+			Why: "production holds all but what still arrives"},
 		{From: CopyingBack, On: Broken, To: Serving, Do: []Action{Regain}, Change: standbyAgain,
 			Why: "copy-back was interrupted; the standby goes on"},
-		{From: CopyingBack, On: Failed, If: "some accounts are with production", Cond: mixed, To: Serving, Do: []Action{Regain}, Change: standbyAgain,
+		{From: CopyingBack, On: Failed, If: "some accounts are with production", Cond: mixed, To: Serving,
+			Do: []Action{Regain}, Change: standbyAgain,
 			Why: "production went away again; the standby answers for all accounts"},
-		{From: CopyingBack, On: Resumed, To: CopyingBack, Do: []Action{FenceAgain}, Change: regain, Why: "restarted while copying back"},
+		{From: CopyingBack, On: Resumed, To: CopyingBack, Do: []Action{FenceAgain}, Change: regain,
+			Why: "restarted while copying back"},
 
-		{From: HandingBack, On: HandedBack, To: Protecting, Do: []Action{Follow, LowerFence}, Change: back, Why: "production answers for every account"},
+		{From: HandingBack, On: HandedBack, To: Protecting, Do: []Action{Follow, LowerFence}, Change: back,
+			Why: "production answers for every account"},
 		{From: HandingBack, On: HandedSome, To: Returning, Do: []Action{Follow}, Change: some,
 			Why: "production answers for the accounts that were ordered"},
-		{From: HandingBack, On: Broken, To: CopyingBack, Do: []Action{CopyBack}, Why: "hand-back was interrupted and begins again"},
-		{From: HandingBack, On: Resumed, To: CopyingBack, Do: []Action{FenceAgain}, Change: regain, Why: "restarted while handing back"},
+		{From: HandingBack, On: Broken, To: CopyingBack, Do: []Action{CopyBack},
+			Why: "hand-back was interrupted and begins again"},
+		{From: HandingBack, On: Resumed, To: CopyingBack, Do: []Action{FenceAgain}, Change: regain,
+			Why: "restarted while handing back"},
 	}
 }
 
@@ -216,14 +241,23 @@ func quiet() map[Phase][]Event {
 	regains := []Event{Regained, NotRegained}
 	lowers := []Event{Lowered, NotLowered}
 	return map[Phase][]Event{
-		Seeding:     slices.Concat(takingOver, givingBack, fencing, regains, lowers, []Event{Failed, Healthy, HoldOver, Broken, Handback, Acknowledge, Resumed}),
-		Protecting:  slices.Concat(takingOver, givingBack, fencing, regains, []Event{Seeded, Healthy, HoldOver, Broken, Handback, Resumed}),
-		Holding:     slices.Concat(takingOver, givingBack, fencing, regains, []Event{Seeded, Failed, Broken, Handback, Acknowledge}),
-		Fencing:     slices.Concat(givingBack, regains, lowers, []Event{Seeded, Failed, Healthy, HoldOver, Takeover, NotFenced, Replayed, Handback, Acknowledge}),
-		Replaying:   slices.Concat(givingBack, regains, lowers, []Event{Seeded, Failed, Healthy, HoldOver, Takeover, Swept, Handback, Acknowledge}),
-		Serving:     slices.Concat(takingOver, givingBack, lowers, []Event{Seeded, HoldOver, Takeover, Broken, Acknowledge}),
-		Returning:   slices.Concat(takingOver, givingBack, lowers, []Event{Seeded, HoldOver, Takeover, Broken, Acknowledge}),
-		CopyingBack: slices.Concat(takingOver, lowers, []Event{Seeded, Healthy, HoldOver, Takeover, Handback, HandedBack, HandedSome, Acknowledge}),
-		HandingBack: slices.Concat(takingOver, fencing, regains, lowers, []Event{Seeded, Failed, Healthy, HoldOver, Takeover, Handback, CopiedBack, Acknowledge}),
+		Seeding: slices.Concat(takingOver, givingBack, fencing, regains, lowers,
+			[]Event{Failed, Healthy, HoldOver, Broken, Handback, Acknowledge, Resumed}),
+		Protecting: slices.Concat(takingOver, givingBack, fencing, regains,
+			[]Event{Seeded, Healthy, HoldOver, Broken, Handback, Resumed}),
+		Holding: slices.Concat(takingOver, givingBack, fencing, regains,
+			[]Event{Seeded, Failed, Broken, Handback, Acknowledge}),
+		Fencing: slices.Concat(givingBack, regains, lowers,
+			[]Event{Seeded, Failed, Healthy, HoldOver, Takeover, NotFenced, Replayed, Handback, Acknowledge}),
+		Replaying: slices.Concat(givingBack, regains, lowers,
+			[]Event{Seeded, Failed, Healthy, HoldOver, Takeover, Swept, Handback, Acknowledge}),
+		Serving: slices.Concat(takingOver, givingBack, lowers,
+			[]Event{Seeded, HoldOver, Takeover, Broken, Acknowledge}),
+		Returning: slices.Concat(takingOver, givingBack, lowers,
+			[]Event{Seeded, HoldOver, Takeover, Broken, Acknowledge}),
+		CopyingBack: slices.Concat(takingOver, lowers,
+			[]Event{Seeded, Healthy, HoldOver, Takeover, Handback, HandedBack, HandedSome, Acknowledge}),
+		HandingBack: slices.Concat(takingOver, fencing, regains, lowers,
+			[]Event{Seeded, Failed, Healthy, HoldOver, Takeover, Handback, CopiedBack, Acknowledge}),
 	}
 }

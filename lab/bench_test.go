@@ -10,7 +10,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -23,14 +22,44 @@ import (
 	"understudy/snoop/smtpwire"
 )
 
-// way is one way to production: direct, through the box, or through a peer.
-type way struct {
-	name                        string
-	imap, imapTLS, smtp, submit string
-}
+// The boxes of the table: this tree's, and with UNDERSTUDY_BEFORE that of an older
+// binary.
+const thisBox, beforeBox = "understudy", "before"
 
 // rounds are interleaved over the ways; the median counts.
 const rounds = 3
+
+// benchRow is one row of the table; run returns how much it did in which time.
+type benchRow struct {
+	name string
+	run  func(t *testing.T, w way) (done float64, took time.Duration)
+}
+
+func benchRows() []benchRow {
+	return []benchRow{
+		{"NOOP, 1 connection /s", func(t *testing.T, w way) (float64, time.Duration) { return noops(t, w.imap, w.users[0], 1) }},
+		{"NOOP, 20 connections /s", func(t *testing.T, w way) (float64, time.Duration) { return noops(t, w.imap, w.users[0], 20) }},
+		{"mixed commands, 20 connections /s", func(t *testing.T, w way) (float64, time.Duration) { return mixed(t, w.imap, w.users) }},
+		{"login + logout /s", func(t *testing.T, w way) (float64, time.Duration) { return logins(t, w.imap, w.users[0]) }},
+		{"bulk FETCH MB/s", func(t *testing.T, w way) (float64, time.Duration) { return bulk(t, w.imap, w.users[0], false) }},
+		{"bulk FETCH over TLS MB/s", func(t *testing.T, w way) (float64, time.Duration) { return bulk(t, w.imapTLS, w.users[0], true) }},
+		{"APPEND 4 kB /s", func(t *testing.T, w way) (float64, time.Duration) { return appends(t, w.imap, w.users[1]) }},
+		{"SMTP 4 kB, one message a session /s", func(t *testing.T, w way) (float64, time.Duration) { return smtps(t, w.smtp, w.users[2], false) }},
+		{"SMTP 4 kB, one session /s", func(t *testing.T, w way) (float64, time.Duration) { return smtps(t, w.smtp, w.users[2], true) }},
+		{"submission with AUTH /s", func(t *testing.T, w way) (float64, time.Duration) { return submits(t, w.submit, w.users[3]) }},
+	}
+}
+
+// bench is a site with the ways to it.
+type bench struct {
+	s         *site.Site
+	dir       string
+	cert, key string
+	boxes     []*site.Box
+	ways      []way
+}
+
+const benchUsers = 20 // of a way
 
 // TestBench prints the figures of `make bench`. It asserts none.
 func TestBench(t *testing.T) {
@@ -38,63 +67,78 @@ func TestBench(t *testing.T) {
 	if which == "" {
 		return
 	}
-	s := newSite(t, 20)
-	u := s.Users[0]
-	fillBench(t, s, u, 2000)
-	dir := t.TempDir()
-	cert, key := certificate(t, dir, "site", 1, "mail.example.test")
-	tlsPort := must(site.FreePort())(t)
-	b := newBox(t, s, map[string]string{"certificate": fmt.Sprintf("[{cert=%q, key=%q}]", cert, key), "log_level": `"warn"`,
-		"listen.imaps": fmt.Sprintf(`"127.0.0.1:%d"`, tlsPort), "failover.mode": `"advise"`, "production.client_id": "false", "production.xclient": "false", "mirror.sweep": `"0s"`})
-	waitPhase(t, b, "protecting")
-	ways := []way{{"direct", direct(s), "", fmt.Sprintf("127.0.0.1:%d", s.SMTPPort), fmt.Sprintf("127.0.0.1:%d", s.SubmissionPort)},
-		{"understudy", b.IMAP, fmt.Sprintf("127.0.0.1:%d", tlsPort), b.SMTP, b.Submission},
-		nginx(t, s, dir, cert, key), haproxy(t, s, dir, cert, key)}
-	for _, row := range []struct {
-		name string
-		run  func(t *testing.T, w way) float64
-	}{
-		{"NOOP, 1 connection /s", func(t *testing.T, w way) float64 { return noops(t, w.imap, u, 1) }},
-		{"NOOP, 20 connections /s", func(t *testing.T, w way) float64 { return noops(t, w.imap, u, 20) }},
-		{"mixed commands, 20 connections /s", func(t *testing.T, w way) float64 { return mixed(t, w.imap, s.Users) }},
-		{"login + logout /s", func(t *testing.T, w way) float64 { return logins(t, w.imap, u) }},
-		{"bulk FETCH MB/s", func(t *testing.T, w way) float64 { return bulk(t, w.imap, u, false) }},
-		{"bulk FETCH over TLS MB/s", func(t *testing.T, w way) float64 { return bulk(t, w.imapTLS, u, true) }},
-		{"APPEND 4 kB /s", func(t *testing.T, w way) float64 { return appends(t, w.imap, s.Users[1]) }},
-		{"SMTP 4 kB, one message a session /s", func(t *testing.T, w way) float64 { return smtps(t, w.smtp, s.Users[2], false) }},
-		{"SMTP 4 kB, one session /s", func(t *testing.T, w way) float64 { return smtps(t, w.smtp, s.Users[2], true) }},
-		{"submission with AUTH /s", func(t *testing.T, w way) float64 { return submits(t, w.submit, s.Users[3]) }},
-	} {
-		if which != "1" && !regexp.MustCompile(which).MatchString(row.name) {
-			continue
-		}
-		got := make([][]float64, len(ways))
-		for range rounds {
-			for i, w := range ways {
-				got[i] = append(got[i], row.run(t, w))
-			}
-		}
-		line := fmt.Sprintf("%-38s", row.name)
-		base := 0.0
-		for i, w := range ways {
-			slices.Sort(got[i])
-			m := got[i][rounds/2]
-			switch {
-			case m == 0:
-				line += fmt.Sprintf("  %s –", w.name)
-			case base == 0:
-				base = m
-				line += fmt.Sprintf("  %s %.0f", w.name, m)
-			default:
-				line += fmt.Sprintf("  %s %.2f", w.name, m/base)
-			}
-		}
-		fmt.Println(line)
+	before := os.Getenv("UNDERSTUDY_BEFORE")
+	var b *bench
+	if before == "" {
+		b = newBench(t, benchUsers)
+		b.box(t, thisBox, binary, b.s.Users)
+		b.ways = append(b.ways, nginx(t, b.s, b.dir, b.cert, b.key), haproxy(t, b.s, b.dir, b.cert, b.key))
+	} else {
+		// Each has accounts of its own: what one does, the other's mirror has no work with.
+		b = newBench(t, 3*benchUsers)
+		b.box(t, thisBox, binary, b.s.Users[benchUsers:2*benchUsers])
+		b.box(t, beforeBox, before, b.s.Users[2*benchUsers:])
 	}
-	b.Kill()
+	for i := range b.ways {
+		if w := &b.ways[i]; w.users == nil {
+			w.users = b.s.Users[:benchUsers]
+		}
+	}
+	for _, row := range benchRows() {
+		if which == "1" || which != "copy" && regexp.MustCompile(which).MatchString(row.name) {
+			b.row(t, row)
+		}
+	}
+	for _, x := range b.boxes {
+		x.Kill()
+	}
 	if which == "1" || which == "copy" {
-		firstCopy(t)
+		firstCopy(t, before)
 	}
+}
+
+// newBench starts a site, and knows the direct way.
+func newBench(t *testing.T, users int) *bench {
+	b := &bench{s: newSite(t, users), dir: t.TempDir()}
+	b.cert, b.key = certificate(t, b.dir, "site", 1, "mail.example.test")
+	for i := 0; i < users; i += benchUsers {
+		fillBench(t, b.s, b.s.Users[i], 2000)
+	}
+	b.ways = []way{{name: "direct", imap: direct(b.s), smtp: local(b.s.SMTPPort), submit: local(b.s.SubmissionPort)}}
+	return b
+}
+
+// box adds the way through a binary.
+func (b *bench) box(t *testing.T, name, binary string, users []string) {
+	t.Helper()
+	tlsPort := must(site.FreePort())(t)
+	x := newBoxOf(t, binary, b.s, map[string]string{"certificate": fmt.Sprintf("[{cert=%q, key=%q}]", b.cert, b.key), "log_level": `"warn"`,
+		"accounts.list": fmt.Sprintf(`["%s"]`, strings.Join(users, `","`)), "listen.imaps": fmt.Sprintf("%q", local(tlsPort)), "failover.mode": `"advise"`,
+		"production.client_id": "false", "production.xclient": "false", "mirror.sweep": `"0s"`})
+	waitPhase(t, x, "protecting")
+	b.boxes = append(b.boxes, x)
+	b.ways = append(b.ways, way{name, x.IMAP, local(tlsPort), x.SMTP, x.Submission, users, x.Pid()})
+}
+
+// row measures one row and prints it. Every other round goes through the ways in
+// the other order.
+func (b *bench) row(t *testing.T, row benchRow) {
+	t.Helper()
+	got := make([]column, len(b.ways))
+	n := rounds
+	if os.Getenv("UNDERSTUDY_BEFORE") != "" {
+		n = 2*rounds + 1
+	}
+	for round := range n {
+		for k := range b.ways {
+			i := k
+			if round%2 == 1 {
+				i = len(b.ways) - 1 - k
+			}
+			got[i] = append(got[i], b.ways[i].measured(t, row.run))
+		}
+	}
+	printRow(row.name, b.ways, got)
 }
 
 func fillBench(t *testing.T, s *site.Site, u string, n int) {
@@ -116,11 +160,11 @@ func fillBench(t *testing.T, s *site.Site, u string, n int) {
 
 const benchTime = 1500 * time.Millisecond
 
-// rate runs f in n workers for a while and returns calls per second.
-func rate(t *testing.T, n int, worker func(i int) (f func() error, stop func())) float64 {
+// calls runs f in n workers for a while and counts calls.
+func calls(t *testing.T, n int, worker func(i int) (f func() error, stop func())) (done float64, took time.Duration) {
 	t.Helper()
 	var wg sync.WaitGroup
-	var calls atomic.Int64
+	var made atomic.Int64
 	fs := make([]func() error, n)
 	for i := range n {
 		f, stop := worker(i)
@@ -135,23 +179,23 @@ func rate(t *testing.T, n int, worker func(i int) (f func() error, stop func()))
 					t.Error(err)
 					return
 				}
-				calls.Add(1)
+				made.Add(1)
 			}
 		})
 	}
 	wg.Wait()
-	return float64(calls.Load()) / time.Since(start).Seconds()
+	return float64(made.Load()), time.Since(start)
 }
 
-func noops(t *testing.T, addr, u string, n int) float64 {
-	return rate(t, n, func(int) (func() error, func()) {
+func noops(t *testing.T, addr, u string, n int) (done float64, took time.Duration) {
+	return calls(t, n, func(int) (func() error, func()) {
 		c := must(site.Dial(t.Context(), addr, u))(t)
 		return func() error { _, err := c.Do("NOOP", nil); return err }, c.Close
 	})
 }
 
-func mixed(t *testing.T, addr string, users []string) float64 {
-	return rate(t, 20, func(i int) (func() error, func()) {
+func mixed(t *testing.T, addr string, users []string) (done float64, took time.Duration) {
+	return calls(t, 20, func(i int) (func() error, func()) {
 		c := must(site.Dial(t.Context(), addr, users[i%len(users)]))(t)
 		if _, err := c.Select("INBOX", false); err != nil {
 			t.Fatal(err)
@@ -162,8 +206,8 @@ func mixed(t *testing.T, addr string, users []string) float64 {
 	})
 }
 
-func logins(t *testing.T, addr, u string) float64 {
-	return rate(t, 4, func(int) (func() error, func()) {
+func logins(t *testing.T, addr, u string) (done float64, took time.Duration) {
+	return calls(t, 4, func(int) (func() error, func()) {
 		return func() error {
 			c, err := site.Dial(context.Background(), addr, u)
 			if err != nil {
@@ -175,9 +219,9 @@ func logins(t *testing.T, addr, u string) float64 {
 	})
 }
 
-func bulk(t *testing.T, addr, u string, secure bool) float64 {
+func bulk(t *testing.T, addr, u string, secure bool) (done float64, took time.Duration) {
 	if addr == "" {
-		return 0
+		return 0, time.Second
 	}
 	conn := must(net.Dial("tcp", addr))(t)
 	if secure {
@@ -197,12 +241,12 @@ func bulk(t *testing.T, addr, u string, secure bool) float64 {
 			t.Fatal(err)
 		}
 	}
-	return float64(bytes) / 1e6 / time.Since(start).Seconds()
+	return float64(bytes) / 1e6, time.Since(start)
 }
 
-func appends(t *testing.T, addr, u string) float64 {
+func appends(t *testing.T, addr, u string) (done float64, took time.Duration) {
 	body := message("append", 4000)
-	return rate(t, 1, func(int) (func() error, func()) {
+	return calls(t, 1, func(int) (func() error, func()) {
 		c := must(site.Dial(t.Context(), addr, u))(t)
 		return func() error { _, _, err := c.Append(imapc.Appending{Mailbox: "INBOX", Body: body}); return err }, c.Close
 	})
@@ -238,10 +282,10 @@ func (c *smtpClient) talk(lines ...string) error {
 	return nil
 }
 
-func smtps(t *testing.T, addr, u string, one bool) float64 {
+func smtps(t *testing.T, addr, u string, one bool) (done float64, took time.Duration) {
 	text := strings.TrimSuffix(string(message("smtp", 4000)), "\r\n") + "\r\n."
 	deliver := []string{"MAIL FROM:<x@other.test>", "RCPT TO:<" + u + ">", "DATA", text}
-	return rate(t, 4, func(int) (func() error, func()) {
+	return calls(t, 4, func(int) (func() error, func()) {
 		var c *smtpClient
 		return func() error {
 			var err error
@@ -261,13 +305,13 @@ func smtps(t *testing.T, addr, u string, one bool) float64 {
 	})
 }
 
-func submits(t *testing.T, addr, u string) float64 {
+func submits(t *testing.T, addr, u string) (done float64, took time.Duration) {
 	if addr == "" {
-		return 0
+		return 0, time.Second
 	}
 	text := strings.TrimSuffix(string(message("submission", 4000)), "\r\n") + "\r\n."
 	auth := "AUTH PLAIN " + plain(u)
-	return rate(t, 4, func(int) (func() error, func()) {
+	return calls(t, 4, func(int) (func() error, func()) {
 		return func() error {
 			c, err := openSMTP(addr, auth, "MAIL FROM:<"+u+">", "RCPT TO:<"+u+">", "DATA", text, "QUIT")
 			if c != nil {
@@ -343,7 +387,7 @@ mail { server_name mail.example.test; imap_capabilities "IMAP4rev1" "UIDPLUS" "L
 	for _, q := range p[:4] {
 		listening(t, local(q))
 	}
-	return way{"nginx", local(p[1]), local(p[2]), local(p[3]), ""}
+	return way{name: "nginx", imap: local(p[1]), imapTLS: local(p[2]), smtp: local(p[3])}
 }
 
 func haproxy(t *testing.T, s *site.Site, dir, cert, key string) way {
@@ -362,5 +406,5 @@ func haproxy(t *testing.T, s *site.Site, dir, cert, key string) way {
 	for _, q := range p {
 		listening(t, local(q))
 	}
-	return way{"haproxy", local(p[0]), local(p[1]), local(p[2]), local(p[3])}
+	return way{name: "haproxy", imap: local(p[0]), imapTLS: local(p[1]), smtp: local(p[2]), submit: local(p[3])}
 }

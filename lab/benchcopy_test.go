@@ -17,61 +17,68 @@ func plain(u string) string {
 }
 
 // firstCopy compares the first copy of one server's mail with doveadm backup and
-// mbsync, in messages a second.
-func firstCopy(t *testing.T) {
+// mbsync, in messages a second, or with an older binary's.
+func firstCopy(t *testing.T, before string) {
 	const accounts, each = 4, 2500
 	s, far := newSite(t, accounts), newSite(t, accounts)
-	for i, u := range s.Users {
+	for _, u := range s.Users {
 		fillBench(t, s, u, each)
-		_ = i
 	}
-	figures := map[string][]float64{}
-	note := func(name string, start time.Time) {
-		figures[name] = append(figures[name], accounts*each/time.Since(start).Seconds())
+	ways := []way{{name: thisBox}}
+	copies := []func(round int) (cpu time.Duration){func(int) time.Duration { return copyBox(t, binary, s) }}
+	if before != "" {
+		ways, copies = append(ways, way{name: beforeBox}), append(copies, func(int) time.Duration { return copyBox(t, before, s) })
+	} else {
+		ways = append(ways, way{name: "doveadm backup"}, way{name: "mbsync to IMAP"}, way{name: "mbsync to Maildir"})
+		copies = append(copies, func(round int) time.Duration { return backup(t, s, far, round) },
+			func(round int) time.Duration { return toIMAP(t, s, far, round) }, func(int) time.Duration { return toMaildir(t, s) })
 	}
+	got := make([]column, len(ways))
 	for round := range rounds {
-		start := time.Now()
-		b := newBox(t, s, map[string]string{"log_level": `"warn"`, "mirror.idle": "0"})
-		waitPhase(t, b, "protecting")
-		note("understudy", start)
-		b.Kill()
+		for i, f := range copies {
+			start := time.Now()
+			cpu := f(round)
+			got[i] = append(got[i], sample{accounts * each, time.Since(start), cpu})
+		}
+	}
+	printRow("first copy, messages/s", ways, got)
+}
 
-		start = time.Now()
-		for _, u := range s.Users {
-			if _, err := s.Doveadm("backup", "-u", u, "sdbox:"+filepath.Join(far.Dir, "mail", fmt.Sprint("backup", round), u)); err != nil {
-				t.Log(err)
-			}
-		}
-		note("doveadm backup", start)
-		start = time.Now()
-		for i, u := range s.Users {
-			mbsync(t, s, u, fmt.Sprintf("IMAPAccount b\nHost 127.0.0.1\nPort %d\nUser %s\nPass %s\nSSLType None\nAuthMechs LOGIN\n\nIMAPStore near\nAccount b\nPath round%d/\n\n",
-				far.IMAPPort, far.Users[i], site.Password(far.Users[i]), round))
-		}
-		note("mbsync to IMAP", start)
-		start = time.Now()
-		for _, u := range s.Users {
-			d := t.TempDir()
-			if err := os.Mkdir(filepath.Join(d, "m"), 0o700); err != nil {
-				t.Fatal(err)
-			}
-			mbsync(t, s, u, fmt.Sprintf("MaildirStore near\nPath %s/m/\nInbox %s/inbox\nSubFolders Verbatim\n\n", d, d))
-		}
-		note("mbsync to Maildir", start)
-	}
-	line := fmt.Sprintf("%-38s", "first copy, messages/s")
-	var base float64
-	for _, n := range []string{"understudy", "doveadm backup", "mbsync to IMAP", "mbsync to Maildir"} {
-		f := figures[n]
-		m := max(min(f[0], f[1]), min(max(f[0], f[1]), f[2]))
-		if base == 0 {
-			base = m
-			line += fmt.Sprintf("  %s %.0f", n, m)
-		} else {
-			line += fmt.Sprintf("  %s %.2f", n, m/base)
+// copyBox has a binary copy everything. Its end counts, too.
+func copyBox(t *testing.T, binary string, s *site.Site) (cpu time.Duration) {
+	b := newBoxOf(t, binary, s, map[string]string{"log_level": `"warn"`, "mirror.idle": "0"})
+	waitPhase(t, b, "protecting")
+	cpu = processorTime(b.Pid())
+	b.Kill()
+	return cpu
+}
+
+func backup(t *testing.T, s, far *site.Site, round int) time.Duration {
+	for _, u := range s.Users {
+		if _, err := s.Doveadm("backup", "-u", u, "sdbox:"+filepath.Join(far.Dir, "mail", fmt.Sprint("backup", round), u)); err != nil {
+			t.Log(err)
 		}
 	}
-	fmt.Println(line)
+	return 0
+}
+
+func toIMAP(t *testing.T, s, far *site.Site, round int) time.Duration {
+	for i, u := range s.Users {
+		mbsync(t, s, u, fmt.Sprintf("IMAPAccount b\nHost 127.0.0.1\nPort %d\nUser %s\nPass %s\nSSLType None\nAuthMechs LOGIN\n\nIMAPStore near\nAccount b\nPath round%d/\n\n",
+			far.IMAPPort, far.Users[i], site.Password(far.Users[i]), round))
+	}
+	return 0
+}
+
+func toMaildir(t *testing.T, s *site.Site) time.Duration {
+	for _, u := range s.Users {
+		d := t.TempDir()
+		if err := os.Mkdir(filepath.Join(d, "m"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		mbsync(t, s, u, fmt.Sprintf("MaildirStore near\nPath %s/m/\nInbox %s/inbox\nSubFolders Verbatim\n\n", d, d))
+	}
+	return 0
 }
 
 func mbsync(t *testing.T, s *site.Site, u, near string) {

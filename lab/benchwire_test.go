@@ -59,6 +59,54 @@ func TestBench_Wire(t *testing.T) {
 	}
 }
 
+// wireRounds are interleaved over two binaries.
+const wireRounds = 3
+
+// TestBench_WireBefore compares the diverted cable with an older binary's, round by
+// round.
+func TestBench_WireBefore(t *testing.T) {
+	before := os.Getenv("UNDERSTUDY_BEFORE")
+	if os.Getenv("UNDERSTUDY_BENCH") == "" || before == "" {
+		return
+	}
+	n := newNetwork(t)
+	n.serve(t, 1)
+	u, big := n.site.Users[0], message("big", 40<<20)
+	ways := []way{{name: thisBox}, {name: beforeBox}}
+	rows := []struct {
+		name string
+		run  func(*testing.T, way) (done float64, took time.Duration)
+	}{
+		{"diverted FETCH MB/s", func(t *testing.T, _ way) (float64, time.Duration) {
+			return float64(len(big)) / 1e6, time.Duration(float64(len(big)) / 1e6 / fetchRate(t, n, server4, u, len(big)) * float64(time.Second))
+		}},
+		{"diverted connections /s", func(_ *testing.T, _ way) (float64, time.Duration) {
+			return 3 * connRate(n.client, server4, 1), 3 * time.Second
+		}},
+	}
+	got := [][]column{make([]column, 2), make([]column, 2)}
+	for round := range 2 * wireRounds {
+		i := (round + round/2) % 2 // new, old, old, new
+		n.binary = []string{binary, before}[i]
+		n.plug(t, map[string]string{"mirror.idle": "0", "mirror.sweep": `"0s"`})
+		n.armed(t)
+		waitPhase(t, n.b, "protecting")
+		if round == 0 {
+			c := login(t, n.client, server4, u)
+			_, _, err := c.Append(imapc.Appending{Mailbox: "INBOX", Body: big})
+			check(t, err)
+		}
+		ways[i].pid = n.b.Pid()
+		for r, row := range rows {
+			got[r][i] = append(got[r][i], ways[i].measured(t, row.run))
+		}
+		check(t, n.b.Stop())
+	}
+	for r, row := range rows {
+		printRow(row.name, ways, got[r])
+	}
+}
+
 // best is the best of three, in MB/s.
 func best(t *testing.T, size int, f func() error) float64 {
 	t.Helper()

@@ -84,6 +84,12 @@ func started(t *testing.T, s *site.Site) *site.Site {
 // newBox starts an Understudy before s; it ends with the test.
 func newBox(t *testing.T, s *site.Site, settings map[string]string) *site.Box {
 	t.Helper()
+	return newBoxOf(t, binary, s, settings)
+}
+
+// newBoxOf is newBox with another binary.
+func newBoxOf(t *testing.T, binary string, s *site.Site, settings map[string]string) *site.Box {
+	t.Helper()
 	b, err := site.NewBox(t.TempDir(), binary, s, settings)
 	if err != nil {
 		t.Fatal(err)

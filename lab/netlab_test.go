@@ -35,6 +35,7 @@ type network struct {
 	client, other, router, remote, lan, box, cable, server *hosts.Host
 	site                                                   *site.Site
 	b                                                      *site.Box
+	binary                                                 string // of the next box; "": this tree's
 }
 
 func newNetwork(t *testing.T) *network {
@@ -120,7 +121,10 @@ func (n *network) settings(more map[string]string) map[string]string {
 func (n *network) unplugged(t *testing.T, more map[string]string) {
 	t.Helper()
 	dir := t.TempDir()
-	n.b = must(site.NewBox(dir, binary, n.site, n.settings(more)))(t)
+	if n.binary == "" {
+		n.binary = binary
+	}
+	n.b = must(site.NewBox(dir, n.binary, n.site, n.settings(more)))(t)
 	n.b.Host = n.box
 	const nobody = 65534
 	n.b.Attr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}, AmbientCaps: []uintptr{unix.CAP_NET_ADMIN, unix.CAP_NET_RAW}}

@@ -25,6 +25,8 @@ import (
 // Options of Open.
 type Options struct {
 	Dir string
+	// Meta is the metadata store; nil is a file in Dir.
+	Meta meta.Store
 	// Primary: the store is nobody's replica but a server's own; the standby
 	// engine may always write and no base is kept.
 	Primary bool
@@ -39,7 +41,7 @@ type Replica struct {
 	*store.Store
 	store.Acting
 	store.Wire
-	Meta  meta.Store
+	Meta  *meta.Handle // all that changes rows goes through it
 	Blobs *blob.Store
 
 	opt Options
@@ -63,10 +65,12 @@ func Open(o Options) (*Replica, error) {
 	if err != nil {
 		return nil, err
 	}
-	m, err := meta.OpenBolt(filepath.Join(o.Dir, "meta.db"))
-	if err != nil {
-		return nil, errors.Join(err, blobs.Close())
+	if o.Meta == nil {
+		if o.Meta, err = meta.OpenBolt(filepath.Join(o.Dir, "meta.db")); err != nil {
+			return nil, errors.Join(err, blobs.Close())
+		}
 	}
+	m := meta.NewHandle(o.Meta)
 	st := store.New(store.Options{Meta: m, Primary: o.Primary, FoldCase: o.FoldCase})
 	s := &Replica{Store: st, Acting: st.Acting(), Wire: st.Wire(), Meta: m, Blobs: blobs, opt: o,
 		held: map[uint64]*row.Held{}, holding: map[chan struct{}]struct{}{}, routes: map[string]row.Route{}, twins: map[uint64]row.Twin{}, bells: newBells()}
@@ -95,7 +99,7 @@ func (s *Replica) Close() error {
 }
 
 func (s *Replica) load(sn meta.Snap) error {
-	if err := s.Load(sn); err != nil {
+	if err := errors.Join(s.Meta.Load(sn), s.Load(sn)); err != nil {
 		return err
 	}
 	for _, v := range sn.Scan(meta.Range(meta.Held())) {

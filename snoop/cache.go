@@ -13,31 +13,25 @@ package snoop
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"slices"
-	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"understudy/replica/row"
-	"understudy/snoop/imapsession"
-	"understudy/snoop/imapwire"
 )
 
 // Replica is what the cache changes.
 type Replica interface {
-	Snapshot(user, mailbox string) (*row.Snapshot, error)
-	Mailboxes(user string) ([]row.Mailbox, error)
-	LearnAppend(ctx context.Context, user string, n row.AppendOf) error
-	LearnFlags(ctx context.Context, user, mailbox string, c row.FlagChange, told []row.FlagsOf) error
-	LearnExpunge(ctx context.Context, user, mailbox string, uids []uint32) error
-	LearnCopy(ctx context.Context, user string, c row.CopyOf) error
+	Mailboxes
+	Moves
+	Deliveries
+}
+
+// Deliveries keeps inbound mail.
+type Deliveries interface {
 	BeginHold() (ended func())
 	Hold(ctx context.Context, h row.Held) (row.Held, error)
-	NoteDoubt(ctx context.Context, user string, d row.Doubt) error
-	Intend(user string, d row.Doubt) (arrived, over func())
 	Confirm(id uint64)
 	Owe(ctx context.Context, id uint64) error
 	Forget(ctx context.Context, id uint64) error
@@ -75,10 +69,9 @@ type Options struct {
 
 // Cache is the transaction cache.
 type Cache struct {
-	opt   Options
-	told  told
-	late  chan lateCopy
-	asked sync.Map // MOVE (*imapsession.Cmd) → func(), to be called when it is known where it arrived
+	opt  Options
+	told told
+	late chan lateCopy
 
 	wire, synced, held atomic.Int64
 }
@@ -92,70 +85,8 @@ func (c *Cache) Counts() (wire, synced, held int64) {
 	return c.wire.Load(), c.synced.Load(), c.held.Load()
 }
 
-// syncLimit bounds a sync that a client's OK waits for.
-const syncLimit = 30 * time.Second
-
-// followLimit bounds how long an answer waits for the replica to have the new
-// messages that the client was told of with it.
-const followLimit = time.Second
-
-// Follow waits until the replica has what production has of a mailbox, as long as
-// that may hold up an answer.
-func (c *Cache) Follow(ctx context.Context, account, mailbox string) {
-	ctx, cancel := context.WithTimeout(ctx, followLimit)
-	defer cancel()
-	if err := c.opt.Syncer.SyncMailbox(ctx, account, mailbox); err != nil {
-		c.opt.Log.Debug("a client is told of messages that are not in the replica yet", "account", account, "mailbox", mailbox, "err", err)
-		c.opt.Syncer.Hint(account, mailbox)
-	}
-}
-
 // Hint tells that a mailbox changed in a way that was not followed.
 func (c *Cache) Hint(account, mailbox string) { c.opt.Syncer.Hint(account, mailbox) }
-
-// moving is the doubt that an unanswered MOVE leaves; ok is false for other
-// commands.
-func moving(cmd *imapsession.Cmd) (d row.Doubt, ok bool) {
-	if cmd.Verb != "MOVE" && cmd.Verb != "UID MOVE" || len(cmd.UIDs) == 0 {
-		return d, false
-	}
-	r := cmd.Args()
-	r.Set()
-	r.SP()
-	to := r.Mailbox()
-	return row.Doubt{From: cmd.Mailbox, To: to, UIDs: cmd.UIDs, Mark: cmd.Mark}, r.Err() == nil
-}
-
-// Asking notes a command that is about to be sent to production, if it matters
-// should this process end before its answer. answered, which may be nil, has to be
-// called when it was answered, or Unanswered told of.
-func (c *Cache) Asking(account string, cmd *imapsession.Cmd) (answered func()) {
-	d, ok := moving(cmd)
-	if !ok {
-		return nil
-	}
-	arrived, over := c.opt.Replica.Intend(account, d)
-	c.asked.Store(cmd, arrived)
-	return func() {
-		c.asked.Delete(cmd)
-		over()
-	}
-}
-
-// Unanswered tells of a command that production did not answer before the
-// session was lost.
-func (c *Cache) Unanswered(account string, cmd *imapsession.Cmd) {
-	d, ok := moving(cmd)
-	if !ok {
-		return
-	}
-	if _, src, dst, err := copyUID(cmd.CopyUID); err == nil {
-		d.UIDs, d.Dst = src, dst
-	}
-	if err := c.opt.Replica.NoteDoubt(context.Background(), account, d); err != nil {
-		c.opt.Log.Error("keep an unanswered MOVE", "account", account, "err", err)
-	}
-}
 
 // Virtual returns what a mailbox's UIDVALIDITY is shown as, 0 if as it is.
 func (c *Cache) Virtual(account, mailbox string) uint32 {
@@ -169,223 +100,6 @@ func (c *Cache) Virtual(account, mailbox string) uint32 {
 		}
 	}
 	return 0
-}
-
-// Settle makes durable what an accepted command changed.
-func (c *Cache) Settle(ctx context.Context, account string, cmd *imapsession.Cmd, ok imapwire.Response, sp row.Spool) error {
-	ctx, cancel := context.WithTimeout(ctx, syncLimit)
-	defer cancel()
-	err := c.fromWire(ctx, account, cmd, ok, sp)
-	if err == nil {
-		c.wire.Add(1)
-		return nil
-	}
-	if !errors.Is(err, errUnclear) {
-		c.opt.Log.Debug("change is not clear from the wire", "account", account, "command", cmd.Verb, "err", err)
-	}
-	c.synced.Add(1)
-	if err := c.bySync(ctx, account, cmd); err != nil {
-		c.Unanswered(account, cmd)
-		return err
-	}
-	return nil
-}
-
-var errUnclear = errors.New("the wire does not tell enough")
-
-func (c *Cache) fromWire(ctx context.Context, account string, cmd *imapsession.Cmd, ok imapwire.Response, sp row.Spool) error {
-	if cmd.Unknown {
-		return errUnclear
-	}
-	var err error
-	switch cmd.Verb {
-	case "APPEND":
-		err = c.appended(ctx, account, cmd, ok, sp)
-	case "STORE", "UID STORE":
-		err = c.stored(ctx, account, cmd, ok)
-	case "EXPUNGE", "UID EXPUNGE":
-		if cmd.Rerun {
-			return errUnclear // what it did the first time was not told
-		}
-		err = c.opt.Replica.LearnExpunge(ctx, account, cmd.Mailbox, cmd.Expunged)
-	case "COPY", "UID COPY", "MOVE", "UID MOVE":
-		return c.copied(ctx, account, cmd)
-	default:
-		return errUnclear
-	}
-	if err == nil {
-		c.opt.Syncer.Later(account, cmd.Mailbox)
-	}
-	return err
-}
-
-// bySync settles by reading from production what became of a command.
-func (c *Cache) bySync(ctx context.Context, account string, cmd *imapsession.Cmd) error {
-	switch cmd.Verb {
-	case "CREATE", "DELETE", "RENAME", "SUBSCRIBE", "UNSUBSCRIBE":
-		return c.opt.Syncer.SyncFolders(ctx, account)
-	case "CLOSE":
-		sn, err := c.opt.Replica.Snapshot(account, cmd.Mailbox)
-		if err == nil && !slices.ContainsFunc(sn.Rows, func(m *row.Message) bool { return m.HasFlag(`\Deleted`) }) {
-			c.opt.Syncer.Hint(account, cmd.Mailbox)
-			return nil
-		}
-	case "COPY", "UID COPY", "MOVE", "UID MOVE":
-		r := cmd.Args()
-		r.Set()
-		r.SP()
-		if to := r.Mailbox(); r.Err() == nil {
-			if err := c.syncBox(ctx, account, to); err != nil {
-				return err
-			}
-		}
-		// Where a MOVE arrived is known: that it departed may be, too.
-		if arrived, ok := c.asked.Load(cmd); ok {
-			arrived.(func())()
-		}
-	}
-	if cmd.Mailbox == "" {
-		return nil // nothing was selected, nothing was changed
-	}
-	return c.syncBox(ctx, account, cmd.Mailbox)
-}
-
-// seedLimit bounds how long an OK waits for a mailbox that is still being
-// copied for the first time.
-const seedLimit = time.Second
-
-// syncBox syncs a mailbox. One whose first copy is not done yet cannot be made
-// whole while a client waits: its changes are on production alone until then.
-func (c *Cache) syncBox(ctx context.Context, account, mailbox string) error {
-	if sn, err := c.opt.Replica.Snapshot(account, mailbox); err == nil && sn.Synced {
-		return c.opt.Syncer.SyncMailbox(ctx, account, mailbox)
-	}
-	ctx, cancel := context.WithTimeout(ctx, seedLimit)
-	defer cancel()
-	if err := c.opt.Syncer.SyncMailbox(ctx, account, mailbox); err != nil {
-		c.opt.Log.Debug("change in a mailbox that is not copied yet", "account", account, "mailbox", mailbox, "err", err)
-		c.opt.Syncer.Hint(account, mailbox)
-	}
-	return nil
-}
-
-func (c *Cache) appended(ctx context.Context, account string, cmd *imapsession.Cmd, ok imapwire.Response, sp row.Spool) error {
-	if ok.Code != "APPENDUID" || cmd.Extra || sp == nil {
-		return errUnclear
-	}
-	code := imapwire.NewReader(ok.Arg)
-	validity := code.Number32()
-	code.SP()
-	uid := code.Number32()
-	code.End()
-	r := cmd.Args()
-	r.Mailbox()
-	r.SP()
-	n := row.AppendOf{Mailbox: cmd.Mailbox, UIDValidity: validity, UID: uid, New: row.New{Date: time.Now()}}
-	if r.Peek() == '(' {
-		n.Flags = r.Flags()
-		r.SP()
-	}
-	if r.Peek() == '"' {
-		d, err := imapwire.ParseDateTime(r.String())
-		if err != nil {
-			return err
-		}
-		n.Date = d
-		r.SP()
-	}
-	if code.Err() != nil || r.Err() != nil || r.Peek() != '{' && r.Peek() != '~' {
-		return errUnclear
-	}
-	var err error
-	if n.Ref, err = sp.Commit(); err != nil {
-		return err
-	}
-	if err := c.opt.Replica.LearnAppend(ctx, account, n); err != nil {
-		return err
-	}
-	c.told.add(account, n.Mailbox, uid)
-	if cmd.Rerun {
-		c.expectLate(lateCopy{account: account, mailbox: n.Mailbox, told: map[uint32]row.Ref{uid: n.Ref}, mark: cmd.Mark})
-	}
-	c.opt.Syncer.Hint(account, cmd.Mailbox) // for the date that production gave it
-	return nil
-}
-
-func (c *Cache) stored(ctx context.Context, account string, cmd *imapsession.Cmd, ok imapwire.Response) error {
-	ch := row.FlagChange{UIDs: cmd.UIDs}
-	r := cmd.Args()
-	r.Set()
-	r.SP()
-	switch {
-	case r.Accept('+'):
-		ch.Op = row.Add
-	case r.Accept('-'):
-		ch.Op = row.Remove
-	}
-	if !strings.HasPrefix(strings.ToUpper(r.Atom()), "FLAGS") || ok.Code == "MODIFIED" {
-		return errUnclear // UNCHANGEDSINCE, too
-	}
-	r.SP()
-	if r.Peek() == '(' {
-		ch.Flags = r.Flags()
-	} else {
-		ch.Flags = append(ch.Flags, r.Flag())
-		for r.Accept(' ') {
-			ch.Flags = append(ch.Flags, r.Flag())
-		}
-	}
-	if r.Err() != nil {
-		return errUnclear
-	}
-	told := make([]row.FlagsOf, 0, len(cmd.Fetched))
-	for _, f := range cmd.Fetched {
-		told = append(told, row.FlagsOf{UID: f.UID, Flags: f.Flags})
-	}
-	return c.opt.Replica.LearnFlags(ctx, account, cmd.Mailbox, ch, told)
-}
-
-func (c *Cache) copied(ctx context.Context, account string, cmd *imapsession.Cmd) error {
-	r := cmd.Args()
-	r.Set()
-	r.SP()
-	cp := row.CopyOf{From: cmd.Mailbox, To: r.Mailbox(), Move: strings.HasSuffix(cmd.Verb, "MOVE")}
-	if r.Err() != nil {
-		return errUnclear
-	}
-	var err error
-	if cp.UIDValidity, cp.Src, cp.Dst, err = copyUID(cmd.CopyUID); err != nil {
-		return err
-	}
-	if err := c.opt.Replica.LearnCopy(ctx, account, cp); err != nil {
-		return err
-	}
-	c.told.add(account, cp.To, cp.Dst...)
-	if cmd.Rerun {
-		c.expectCopies(account, cp, cmd.Mark)
-	}
-	c.opt.Syncer.Later(account, cp.To)
-	if cp.Move {
-		c.opt.Syncer.Later(account, cp.From)
-	}
-	return nil
-}
-
-// copyUID reads the argument of a COPYUID code (RFC 4315).
-func copyUID(arg []byte) (validity uint32, src, dst []uint32, err error) {
-	r := imapwire.NewReader(arg)
-	validity = r.Number32()
-	r.SP()
-	from := r.Set()
-	r.SP()
-	to := r.Set()
-	if r.Err() != nil {
-		return 0, nil, nil, errUnclear
-	}
-	if src, err = from.Numbers(1 << 20); err == nil {
-		dst, err = to.Numbers(1 << 20)
-	}
-	return validity, src, dst, err
 }
 
 // Arrival is a message between its end-of-data and production's answer. It is

@@ -9,8 +9,6 @@ import (
 	"time"
 
 	"understudy/replica/row"
-	"understudy/snoop/imapsession"
-	"understudy/snoop/imapwire"
 )
 
 // fake is a replica with one mailbox, and a production that cannot be read.
@@ -97,33 +95,6 @@ func TestN18_Repeated(t *testing.T) {
 		again, err := cache.Repeated(t.Context(), row.Envelope{Rcpts: c.rcpts}, row.Ref{})
 		if err != nil || again != c.again || f.owed != c.owed {
 			t.Errorf("%s: %v, %v, owed %d", c.name, again, err, f.owed)
-		}
-	}
-}
-
-// Promise 1: what the wire does not tell and production cannot be asked about is
-// not acknowledged, but in a mailbox that is still being copied.
-func TestSettle(t *testing.T) {
-	for _, c := range []struct {
-		name   string
-		synced bool
-		cmd    imapsession.Cmd
-		want   error
-	}{
-		{"clear", true, imapsession.Cmd{Verb: "EXPUNGE", Mailbox: "INBOX", Expunged: []uint32{3}}, nil},
-		{"unclear", true, imapsession.Cmd{Verb: "EXPUNGE", Mailbox: "INBOX", Unknown: true}, errDown},
-		{"asked again", true, imapsession.Cmd{Verb: "UID EXPUNGE", Mailbox: "INBOX", Rerun: true}, errDown},
-		{"unclear while seeding", false, imapsession.Cmd{Verb: "EXPUNGE", Mailbox: "INBOX", Unknown: true}, nil},
-		{"folders", true, imapsession.Cmd{Verb: "CREATE", Mailbox: "X"}, errDown},
-		{"append without UID", true, imapsession.Cmd{Verb: "APPEND", Mailbox: "INBOX"}, errDown},
-	} {
-		f := &fake{synced: c.synced}
-		cache := New(Options{Replica: f, Syncer: f, Log: slog.New(slog.DiscardHandler)})
-		if err := cache.Settle(t.Context(), "a", &c.cmd, imapwire.Response{Name: "OK"}, nil); !errors.Is(err, c.want) {
-			t.Errorf("%s: %v, want %v", c.name, err, c.want)
-		}
-		if c.want == nil && f.hints == 0 {
-			t.Errorf("%s: no sync is asked for", c.name)
 		}
 	}
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"sync"
 
 	"understudy/replica/row"
@@ -54,28 +53,25 @@ func (c *Cache) Mark(account, mailbox string) uint32 {
 // by half is then finished. Else the standby does what the replica does not show
 // as done, and a copy that production may have made all the same is noted, to be
 // dropped by copy-back whatever the client does with the standby's.
-func (c *Cache) Outcome(ctx context.Context, account string, cmd *imapsession.Cmd, sp row.Spool, production bool) (code string, done bool, err error) {
+func (c *Cache) Outcome(ctx context.Context, account string, ex *imapsession.Exchange, production bool) (code string, done bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, syncLimit)
 	defer cancel()
-	if cmd.Verb == "APPEND" {
-		if cmd.Extra || sp == nil {
+	if ex.Verb == imapwire.Append {
+		if ex.Extra || ex.Kept.Spool == nil {
 			return "", false, nil
 		}
-		return c.outcomeOfAppend(ctx, account, cmd, sp, production)
+		return c.outcomeOfAppend(ctx, account, ex, production)
 	}
-	r := cmd.Args()
-	r.Set()
-	r.SP()
-	to := r.Mailbox()
-	if r.Err() != nil || cmd.Unknown || len(cmd.UIDs) == 0 {
+	to := ex.Target()
+	if ex.Unknown || len(ex.UIDs) == 0 {
 		return "", false, nil
 	}
-	before, err := c.opt.Replica.Snapshot(account, cmd.Mailbox)
+	before, err := c.opt.Replica.Snapshot(account, ex.Mailbox)
 	if err != nil {
 		return "", false, nil
 	}
 	if production {
-		if err := errors.Join(c.opt.Syncer.SyncMailbox(ctx, account, cmd.Mailbox), c.opt.Syncer.SyncMailbox(ctx, account, to)); err != nil {
+		if err := errors.Join(c.opt.Syncer.SyncMailbox(ctx, account, ex.Mailbox), c.opt.Syncer.SyncMailbox(ctx, account, to)); err != nil {
 			return "", false, err
 		}
 	}
@@ -84,19 +80,19 @@ func (c *Cache) Outcome(ctx context.Context, account string, cmd *imapsession.Cm
 		return "", false, nil // no such mailbox: nothing was copied
 	}
 	var src, copies []uint32
-	for _, uid := range cmd.UIDs {
+	for _, uid := range ex.UIDs {
 		m := before.Find(uid)
 		if m == nil {
 			continue
 		}
-		if u := c.arrived(account, dst, cmd.Mark, m.Ref, copies); u != 0 {
+		if u := c.arrived(account, dst, ex.Kept.Mark, m.Ref, copies); u != 0 {
 			src, copies = append(src, uid), append(copies, u)
 		}
 	}
 	if len(copies) == 0 {
-		if !production && strings.HasSuffix(cmd.Verb, "COPY") {
+		if !production && ex.Verb == imapwire.Copy {
 			var refs []row.Ref
-			for _, uid := range cmd.UIDs {
+			for _, uid := range ex.UIDs {
 				if m := before.Find(uid); m != nil {
 					refs = append(refs, m.Ref)
 				}
@@ -105,19 +101,19 @@ func (c *Cache) Outcome(ctx context.Context, account string, cmd *imapsession.Cm
 		}
 		return "", false, nil
 	}
-	done = len(copies) == len(cmd.UIDs)
-	move := strings.HasSuffix(cmd.Verb, "MOVE")
+	done = len(copies) == len(ex.UIDs)
+	move := ex.Verb == imapwire.Move
 	if done || move { // else all are copied again
 		c.told.add(account, to, copies...)
 	}
 	if move && production {
-		now, err := c.opt.Replica.Snapshot(account, cmd.Mailbox)
+		now, err := c.opt.Replica.Snapshot(account, ex.Mailbox)
 		if err != nil {
 			return "", false, err
 		}
 		half := slices.DeleteFunc(slices.Clone(src), func(u uint32) bool { return now.Find(u) == nil })
 		if len(half) > 0 {
-			err = errors.Join(c.opt.Syncer.Expunge(ctx, account, cmd.Mailbox, half), c.opt.Syncer.SyncMailbox(ctx, account, cmd.Mailbox))
+			err = errors.Join(c.opt.Syncer.Expunge(ctx, account, ex.Mailbox, half), c.opt.Syncer.SyncMailbox(ctx, account, ex.Mailbox))
 		}
 		if err != nil {
 			return "", false, err
@@ -127,31 +123,31 @@ func (c *Cache) Outcome(ctx context.Context, account string, cmd *imapsession.Cm
 	return fmt.Sprintf("[COPYUID %d %s %s] ", dst.UIDValidity, imapwire.FormatOrdered(src), imapwire.FormatOrdered(copies)), done, nil
 }
 
-func (c *Cache) outcomeOfAppend(ctx context.Context, account string, cmd *imapsession.Cmd, sp row.Spool, production bool) (string, bool, error) {
-	ref, err := sp.Commit()
+func (c *Cache) outcomeOfAppend(ctx context.Context, account string, ex *imapsession.Exchange, production bool) (string, bool, error) {
+	ref, err := ex.Kept.Spool.Commit()
 	if err != nil {
 		return "", false, err
 	}
 	if production {
-		if err := c.opt.Syncer.SyncMailbox(ctx, account, cmd.Mailbox); err != nil {
-			if _, none := c.opt.Replica.Snapshot(account, cmd.Mailbox); none != nil {
+		if err := c.opt.Syncer.SyncMailbox(ctx, account, ex.Mailbox); err != nil {
+			if _, none := c.opt.Replica.Snapshot(account, ex.Mailbox); none != nil {
 				return "", false, nil
 			}
 			return "", false, err
 		}
 	}
-	sn, err := c.opt.Replica.Snapshot(account, cmd.Mailbox)
+	sn, err := c.opt.Replica.Snapshot(account, ex.Mailbox)
 	if err != nil {
 		return "", false, nil
 	}
-	uid := c.arrived(account, sn, cmd.Mark, ref, nil)
+	uid := c.arrived(account, sn, ex.Kept.Mark, ref, nil)
 	switch {
 	case uid == 0 && !production:
-		return "", false, c.opt.Replica.NoteDoubt(ctx, account, row.Doubt{To: cmd.Mailbox, Refs: []row.Ref{ref}})
+		return "", false, c.opt.Replica.NoteDoubt(ctx, account, row.Doubt{To: ex.Mailbox, Refs: []row.Ref{ref}})
 	case uid == 0:
 		return "", false, nil
 	}
-	c.told.add(account, cmd.Mailbox, uid)
+	c.told.add(account, ex.Mailbox, uid)
 	return fmt.Sprintf("[APPENDUID %d %d] ", sn.UIDValidity, uid), true, nil
 }
 

@@ -138,7 +138,8 @@ func (a *actor) each(ctx context.Context, only []string, f func(ctx context.Cont
 	return g.Wait()
 }
 
-func (a *actor) HandBack(ctx context.Context, only []string, block func(string) error, unblock func(string)) (left bool, err error) {
+func (a *actor) HandBack(ctx context.Context, only []string, block func(string) error,
+	unblock func(string)) (left bool, err error) {
 	err = a.each(ctx, only, func(ctx context.Context, name string) error {
 		var blocked time.Time
 		defer unblock(name)

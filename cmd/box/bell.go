@@ -14,6 +14,11 @@ func ring(bell chan<- struct{}) {
 	}
 }
 
+// hear is the task of a relay.
+func hear(name string, from <-chan struct{}, to ...chan<- struct{}) task {
+	return task{name, func(ctx context.Context) error { return relay(ctx, from, to...) }, nil}
+}
+
 // relay hands what one bell tells on to several who wait.
 func relay(ctx context.Context, from <-chan struct{}, to ...chan<- struct{}) error {
 	for {

@@ -80,7 +80,8 @@ func New(o Options) (*Box, error) {
 	if err != nil {
 		return nil, err
 	}
-	store, err := replica.Open(replica.Options{Dir: o.Config.Data, FoldCase: !o.Config.Accounts.ExactCase, Domains: o.Config.Accounts.Domains})
+	store, err := replica.Open(replica.Options{Dir: o.Config.Data, FoldCase: !o.Config.Accounts.ExactCase,
+		Domains: o.Config.Accounts.Domains})
 	if err != nil {
 		return nil, err
 	}
@@ -140,8 +141,9 @@ func (b *Box) local(addr string) bool {
 // first come first.
 func (b *Box) assemble(certs *proxy.Certificates) error {
 	cfg, log := b.opt.Config, b.opt.Log
-	b.mirror = mirror.New(mirror.Options{Store: b.store, Dial: b.production.DialMaster, Log: log, Accounts: b.production.Accounts,
-		Streams: cfg.Mirror.Streams, PerAccount: cfg.Mirror.PerAccount, Sweep: cfg.Mirror.Sweep.D(), IdleLimit: cfg.Mirror.Idle})
+	b.mirror = mirror.New(mirror.Options{Store: b.store, Dial: b.production.DialMaster, Log: log,
+		Accounts: b.production.Accounts, Streams: cfg.Mirror.Streams, PerAccount: cfg.Mirror.PerAccount,
+		Sweep: cfg.Mirror.Sweep.D(), IdleLimit: cfg.Mirror.Idle})
 	b.cache = snoop.New(snoop.Options{Replica: b.store, Syncer: b.mirror, Local: b.local, Log: log})
 	losses, err := openLosses(b.store, b.mirror, log)
 	if err != nil {
@@ -155,7 +157,8 @@ func (b *Box) assemble(certs *proxy.Certificates) error {
 	losses.keeper = b.keeper
 	b.judge = newJudge(b.production, b.store, b.keeper)
 	learner := newLearner(verifiers, log)
-	t := tap{Cache: b.cache, store: b.store, names: b.production.names, log: log, learner: learner, found: func(string) { b.mirror.Kick() }}
+	t := tap{Cache: b.cache, store: b.store, names: b.production.names, log: log, learner: learner,
+		found: func(string) { b.mirror.Kick() }}
 	if cfg.Standby.LearnLogins {
 		t.vault = verifiers
 	}
@@ -165,10 +168,17 @@ func (b *Box) assemble(certs *proxy.Certificates) error {
 	if err := b.makeProxy(t, sb, certs); err != nil {
 		return err
 	}
-	g := &greeter{keeper: b.keeper, store: b.store, proxy: b.proxy, judge: b.judge, limit: cfg.Failover.ProbeTimeout.D(), log: log}
-	b.tasks = append(b.tasks, task{"failover", b.keeper.Run, b.keeper.Ready()}, task{"mirror", b.mirror.Run, nil},
-		task{"first copy", b.seed, nil}, task{"probes", b.judge.prober.Run, nil}, task{"verifiers", learner.run, nil},
-		task{"transactions", b.cache.Run, nil}, task{"losses", losses.run, nil}, task{"introduction", g.introduce, nil},
+	g := &greeter{keeper: b.keeper, store: b.store, proxy: b.proxy, judge: b.judge,
+		limit: cfg.Failover.ProbeTimeout.D(), log: log}
+	b.tasks = append(b.tasks,
+		task{"failover", b.keeper.Run, b.keeper.Ready()},
+		task{"mirror", b.mirror.Run, nil},
+		task{"first copy", b.seed, nil},
+		task{"probes", b.judge.prober.Run, nil},
+		task{"verifiers", learner.run, nil},
+		task{"transactions", b.cache.Run, nil},
+		task{"losses", losses.run, nil},
+		task{"introduction", g.introduce, nil},
 		task{"greeting", g.save, nil})
 	b.makeMail()
 	if b.port != nil {
@@ -197,21 +207,28 @@ func (b *Box) standby(v *vault.Vault) standby {
 // makeKeeper makes the owner of the failover state, and what acts for it.
 func (b *Box) makeKeeper(l *losses) (err error) {
 	f := b.opt.Config.Failover
-	copier := copyback.New(copyback.Options{Store: b.store, Dial: b.production.DialMaster, Log: b.opt.Log, Lacked: l.lacked})
-	b.actor = newActor(actor{wire: b.wire, store: b.store, mirror: b.mirror, copier: copier, fence: f.FenceCommand, log: b.opt.Log})
+	copier := copyback.New(copyback.Options{Store: b.store, Dial: b.production.DialMaster, Log: b.opt.Log,
+		Lacked: l.lacked})
+	b.actor = newActor(actor{wire: b.wire, store: b.store, mirror: b.mirror, copier: copier, fence: f.FenceCommand,
+		log: b.opt.Log})
 	b.keeper, err = keeper.New(keeper.Options{Actor: b.actor, Log: b.opt.Log,
-		Limits: failover.Limits{Mode: failover.Mode(f.Mode), Hold: f.Hold.D(), HoldSilent: f.HoldSilent.D(), ReturnProbes: f.ReturnProbes,
+		Limits: failover.Limits{Mode: failover.Mode(f.Mode), Hold: f.Hold.D(), HoldSilent: f.HoldSilent.D(),
+			ReturnProbes: f.ReturnProbes,
 			AutoHandback: f.AutoHandback, Cooldown: f.Cooldown.D()},
 		Load: func(s *failover.State) (bool, error) { return b.store.LoadJSON("failover", s) },
-		Save: func(ctx context.Context, s failover.State) error { return b.store.SaveJSON(ctx, "failover", s) }})
+		Save: func(ctx context.Context, s failover.State) error {
+			return b.store.SaveState(ctx, "failover", s, s.Epoch)
+		}})
 	return err
 }
 
 func (b *Box) makeProxy(t tap, sb standby, certs *proxy.Certificates) (err error) {
 	cfg := b.opt.Config
-	po := proxy.Options{Gate: gate{b.keeper, b.store, b.production.names}, Target: b.production.target, NewSpool: b.newSpool, Log: b.opt.Log,
+	po := proxy.Options{Gate: gate{b.keeper, b.store, b.production.names}, Target: b.production.target,
+		NewSpool: b.newSpool, Log: b.opt.Log,
 		PlainOK: cfg.Listen.PlainLogin, MaxSessions: cfg.Listen.MaxSessions, MaxMessage: cfg.Listen.MaxMessage,
-		IMAP: imap.Options{Standby: sb, Logins: t, Replica: t, Changes: t, Mailboxes: t, Caps: imapd.Caps(), Master: b.production.masterLogin},
+		IMAP: imap.Options{Standby: sb, Logins: t, Replica: t, Changes: t, Mailboxes: t, Caps: imapd.Caps(),
+			Master: b.production.masterLogin},
 		SMTP: smtp.Options{Standby: sb, Logins: t, Arrivals: t, Senders: t}}
 	if certs != nil {
 		po.TLS = certs.Config()
@@ -224,13 +241,17 @@ func (b *Box) makeProxy(t tap, sb standby, certs *proxy.Certificates) (err error
 func (b *Box) makeMail() {
 	cfg, log := b.opt.Config, b.opt.Log
 	in := newDeliverer(b.keeper, b.store, b.smtp, log)
-	out := &outgoing{cfg: cfg, production: b.production, keeper: b.keeper, store: b.store, mirror: b.mirror, smtp: b.smtp, actor: b.actor, log: log,
+	out := &outgoing{cfg: cfg, production: b.production, keeper: b.keeper, store: b.store, mirror: b.mirror,
+		smtp: b.smtp, actor: b.actor, log: log,
 		went: make(chan struct{}, 1), held: make(chan struct{}, 1)}
 	old := &expiry{store: b.store, holdFor: cfg.Standby.HoldFor.D(), log: log}
-	b.tasks = append(b.tasks, task{"deliveries", in.run, nil}, task{"outgoing mail", out.run, nil}, task{"expiry", old.run, nil},
-		task{"held mail", func(ctx context.Context) error { return relay(ctx, b.store.HeldChanged(), in.held, out.held) }, nil},
-		task{"accounts that came", func(ctx context.Context) error { return relay(ctx, b.actor.came, in.came) }, nil},
-		task{"accounts that went", func(ctx context.Context) error { return relay(ctx, b.actor.went, out.went) }, nil})
+	b.tasks = append(b.tasks,
+		task{"deliveries", in.run, nil},
+		task{"outgoing mail", out.run, nil},
+		task{"expiry", old.run, nil},
+		hear("held mail", b.store.HeldChanged(), in.held, out.held),
+		hear("accounts that came", b.actor.came, in.came),
+		hear("accounts that went", b.actor.went, out.went))
 }
 
 // seed tells the failover when the replica holds everything.

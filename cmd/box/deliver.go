@@ -32,7 +32,8 @@ type deliverer struct {
 }
 
 func newDeliverer(k *keeper.Keeper, store *replica.Replica, smtp *smtpd.Server, log *slog.Logger) *deliverer {
-	return &deliverer{keeper: k, store: store, smtp: smtp, log: log, came: make(chan struct{}, 1), held: make(chan struct{}, 1)}
+	return &deliverer{keeper: k, store: store, smtp: smtp, log: log, came: make(chan struct{}, 1),
+		held: make(chan struct{}, 1)}
 }
 
 func (d *deliverer) run(ctx context.Context) error {

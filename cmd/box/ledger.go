@@ -95,7 +95,8 @@ func (l *losses) mayLack() []row.MayLack {
 	var out []row.MayLack
 	for _, a := range l.store.Accounts() {
 		for _, m := range l.mirror.Unread(a.Name) {
-			out = append(out, row.MayLack{Account: a.Name, Mailbox: m, Why: "it was seen to change, and was not read since"})
+			out = append(out, row.MayLack{Account: a.Name, Mailbox: m,
+				Why: "it was seen to change, and was not read since"})
 		}
 		boxes, err := l.store.Mailboxes(a.Name)
 		if err != nil {
@@ -116,7 +117,8 @@ func (l *losses) mayLack() []row.MayLack {
 		}
 		for _, r := range h.Rcpts {
 			if _, ok := l.store.RouteOf(r); !ok {
-				out = append(out, row.MayLack{Account: r, MessageID: id, Why: "it was accepted, and the mailbox of this recipient is not known; it stays held"})
+				out = append(out, row.MayLack{Account: r, MessageID: id,
+					Why: "it was accepted, and the mailbox of this recipient is not known; it stays held"})
 			}
 		}
 	}

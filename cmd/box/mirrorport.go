@@ -47,17 +47,18 @@ func (b *Box) openTap(t tap) error {
 	if err != nil && b.opt.Config.Network.Mode != "proxy" {
 		return err
 	}
-	m := &mirrorPort{keeper: b.keeper, mirror: b.mirror, log: b.opt.Log, ordered: make(chan struct{}, 1), sweep: map[string]bool{}}
+	m := &mirrorPort{keeper: b.keeper, mirror: b.mirror, log: b.opt.Log, ordered: make(chan struct{}, 1),
+		sweep: map[string]bool{}}
 	o := capture.Options{Addrs: s.Addrs, Ports: map[uint16]capture.Kind{}, Log: b.opt.Log,
 		NewSpool: b.newSpool, Hint: b.mirror.Hint, Sweep: m.order,
 		LoggedIn: func(ctx context.Context, l capture.Login) (string, error) {
 			return t.LoggedIn(ctx, seam.Login{User: l.User, AuthUser: l.AuthUser, Password: l.Password})
 		},
-		Settle: func(ctx context.Context, account string, c *imapsession.Cmd, ok imapwire.Response, sp row.Spool) error {
+		Settle: func(ctx context.Context, account string, ex *imapsession.Exchange, ok imapwire.Response) error {
 			if !m.following() {
 				return nil
 			}
-			return b.cache.Settle(ctx, account, c, ok, sp)
+			return b.cache.Settle(ctx, account, ex, ok)
 		},
 		Accepted: func(ctx context.Context, e row.Envelope, sp row.Spool) error {
 			if !m.following() {
@@ -65,16 +66,21 @@ func (b *Box) openTap(t tap) error {
 			}
 			return b.cache.Overheard(ctx, e, sp)
 		}}
-	kinds := map[string]capture.Kind{"imap": capture.IMAP, "smtp": capture.SMTP, "submission": capture.SMTP, "imaps": capture.TLS, "submissions": capture.TLS}
+	kinds := map[string]capture.Kind{"imap": capture.IMAP, "smtp": capture.SMTP, "submission": capture.SMTP,
+		"imaps": capture.TLS, "submissions": capture.TLS}
 	for _, p := range s.Ports {
 		o.Ports[p.Port] = kinds[p.Name]
 	}
+	p := b.opt.Config.Production
 	for _, e := range []struct {
 		addr string
 		tls  bool
 		kind capture.Kind
-	}{{b.opt.Config.Production.IMAP, b.opt.Config.Production.IMAPSecurity == "tls", capture.IMAP}, {b.opt.Config.Production.SMTP, b.opt.Config.Production.SMTPSecurity == "tls", capture.SMTP},
-		{b.opt.Config.Production.Submission, b.opt.Config.Production.SubmissionSecurity == "tls", capture.SMTP}} {
+	}{
+		{p.IMAP, p.IMAPSecurity == "tls", capture.IMAP},
+		{p.SMTP, p.SMTPSecurity == "tls", capture.SMTP},
+		{p.Submission, p.SubmissionSecurity == "tls", capture.SMTP},
+	} {
 		ap, err := netip.ParseAddrPort(e.addr)
 		if err != nil {
 			continue

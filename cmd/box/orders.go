@@ -23,7 +23,8 @@ func (v *service) Takeover(ctx context.Context, o api.Order) (api.Answer, error)
 			"replica complete: %v; learned logins: %d; held deliveries: %d",
 			s.Accounts, s.Messages, s.Health.OK, s.Seeded, s.Verifiers, s.Held)}, err
 	}
-	return v.order(ctx, failover.Happened{Event: failover.Takeover, Detail: "by command"}, o.Wait, "the standby answers",
+	return v.order(ctx, failover.Happened{Event: failover.Takeover, Detail: "by command"}, o.Wait,
+		"the standby answers",
 		func(d failover.Duties) bool { return d.SMTP == failover.Standby })
 }
 
@@ -40,11 +41,13 @@ func (v *service) Handback(ctx context.Context, o api.Order) (api.Answer, error)
 		return api.Answer{}, err
 	}
 	if o.DryRun {
-		return api.Answer{Text: fmt.Sprintf("would copy back %d accounts and hand them over", len(v.actor.ours(only)))}, nil
+		return api.Answer{Text: fmt.Sprintf("would copy back %d accounts and hand them over",
+			len(v.actor.ours(only)))}, nil
 	}
 	h := failover.Happened{Event: failover.Handback, Detail: "by command", Accounts: only}
 	if only == nil {
-		return v.order(ctx, h, o.Wait, "production answers", func(d failover.Duties) bool { return d.Accounts == failover.Production })
+		return v.order(ctx, h, o.Wait, "production answers",
+			func(d failover.Duties) bool { return d.Accounts == failover.Production })
 	}
 	ans, err := v.order(ctx, h, o.Wait, "production answers for these accounts",
 		func(d failover.Duties) bool {
@@ -149,5 +152,6 @@ func (v *service) Gather(context.Context, api.Order) (api.Answer, error) {
 	if err := v.wire.Gather(); err != nil {
 		return api.Answer{}, err
 	}
-	return api.Answer{Text: "connections that run past the box are reset as they speak, for half a minute; their clients come back through it"}, nil
+	return api.Answer{Text: "connections that run past the box are reset as they speak, for half a minute; " +
+		"their clients come back through it"}, nil
 }

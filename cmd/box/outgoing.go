@@ -109,7 +109,8 @@ func (o *outgoing) giveAll(ctx context.Context, r smtpd.Relay) error {
 	}
 	before := o.owedBefore()
 	o.inject(ctx, r, func(h row.Held) bool {
-		return (h.Standby || h.Owed && !h.Arrived.After(before)) && o.keeper.State().Duties().GiveBack == failover.GiveAll
+		return (h.Standby || h.Owed && !h.Arrived.After(before)) &&
+			o.keeper.State().Duties().GiveBack == failover.GiveAll
 	})
 	return nil
 }

@@ -26,7 +26,8 @@ type judge struct {
 func newJudge(p *Production, store *replica.Replica, k *keeper.Keeper) *judge {
 	j := &judge{production: p, store: store, keeper: k, healthy: make(chan struct{}, 1)}
 	f := p.cfg.Failover
-	j.prober = &health.Prober{Checks: j.checks(), Beat: f.Probe.D(), Timeout: f.ProbeTimeout.D(), Trouble: k.Troubles(), Tell: j.take, Log: p.log}
+	j.prober = &health.Prober{Checks: j.checks(), Beat: f.Probe.D(), Timeout: f.ProbeTimeout.D(),
+		Trouble: k.Troubles(), Tell: j.take, Log: p.log}
 	return j
 }
 

@@ -94,10 +94,12 @@ func target(p config.Production) (upstream.Target, error) {
 			host = p.ServerName
 		}
 		return upstream.Endpoint{Addr: addr, Security: upstream.Security(sec), ProxyProtocol: p.ProxyProtocol,
-			TLS: &tls.Config{ServerName: host, RootCAs: pool, InsecureSkipVerify: p.Insecure, ClientSessionCache: tls.NewLRUClientSessionCache(64)}}
+			TLS: &tls.Config{ServerName: host, RootCAs: pool, InsecureSkipVerify: p.Insecure,
+				ClientSessionCache: tls.NewLRUClientSessionCache(64)}}
 	}
-	t := upstream.Target{IMAP: ep(p.IMAP, p.IMAPSecurity), SMTP: ep(p.SMTP, p.SMTPSecurity), Submission: ep(p.Submission, p.SubmissionSecurity),
-		XClient: p.XClient, ClientID: p.ClientID, Timeout: p.Timeout.D()}
+	t := upstream.Target{IMAP: ep(p.IMAP, p.IMAPSecurity), SMTP: ep(p.SMTP, p.SMTPSecurity),
+		Submission: ep(p.Submission, p.SubmissionSecurity),
+		XClient:    p.XClient, ClientID: p.ClientID, Timeout: p.Timeout.D()}
 	if p.Submission == "" {
 		t.Submission = t.SMTP
 	}

@@ -31,7 +31,8 @@ func (b *Box) Run(ctx context.Context) error {
 		defer func() { _ = closeAll(doors) }() // of those that nobody serves
 		for _, l := range doors {
 			addrs[l.name] = l.l.Addr().String()
-			tasks = append(tasks, task{l.name, func(ctx context.Context) error { return b.proxy.Serve(ctx, l.l, l.kind) }, nil})
+			serve := func(ctx context.Context) error { return b.proxy.Serve(ctx, l.l, l.kind) }
+			tasks = append(tasks, task{l.name, serve, nil})
 		}
 		socket, err := b.controlSocket()
 		if err != nil {
@@ -86,12 +87,13 @@ func (b *Box) listen(ctx context.Context) ([]listener, error) {
 	var out []listener
 	lc := net.ListenConfig{}
 	lc.SetMultipathTCP(false)
+	at := b.opt.Config.Listen
 	for _, w := range []struct {
 		name, addr string
 		kind       proxy.Kind
 	}{
-		{"imap", b.opt.Config.Listen.IMAP, proxy.IMAP}, {"imaps", b.opt.Config.Listen.IMAPS, proxy.IMAPS}, {"smtp", b.opt.Config.Listen.SMTP, proxy.SMTP},
-		{"submission", b.opt.Config.Listen.Submission, proxy.Submission}, {"submissions", b.opt.Config.Listen.Submissions, proxy.Submissions},
+		{"imap", at.IMAP, proxy.IMAP}, {"imaps", at.IMAPS, proxy.IMAPS}, {"smtp", at.SMTP, proxy.SMTP},
+		{"submission", at.Submission, proxy.Submission}, {"submissions", at.Submissions, proxy.Submissions},
 	} {
 		if w.addr == "" {
 			continue

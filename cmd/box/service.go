@@ -35,8 +35,9 @@ type service struct {
 func (v *service) Status() (api.Status, error) {
 	st := v.keeper.State()
 	duties := st.Duties()
-	s := api.Status{Phase: string(st.Phase), Since: st.Since, Why: st.Why, Epoch: st.Epoch, Mode: v.cfg.Failover.Mode, Asked: st.Asked,
-		Held: v.store.HeldCount(), Seeded: duties.Complete || v.seeded(), Routes: len(v.store.Routes())}
+	s := api.Status{Phase: string(st.Phase), Since: st.Since, Why: st.Why, Epoch: st.Epoch,
+		Mode: v.cfg.Failover.Mode, Asked: st.Asked, Held: v.store.HeldCount(),
+		Seeded: duties.Complete || v.seeded(), Routes: len(v.store.Routes())}
 	s.Health = v.judge.verdict()
 	s.Answering = duties.Answering
 	if st.Mixed {
@@ -150,7 +151,9 @@ func (v *service) Fingerprint(account string) ([]string, error) {
 		}
 		out = append(out, fmt.Sprintf("%s uidvalidity=%d subscribed=%v", m.Name, m.UIDValidity, m.Subscribed))
 		for _, r := range sn.Rows {
-			out = append(out, fmt.Sprintf("%s uid=%d %v %s size=%d %s", m.Name, r.UID, r.Flags, r.Date.UTC().Format("2006-01-02T15:04:05"), r.Size, r.Ref.String()[:16]))
+			date := r.Date.UTC().Format("2006-01-02T15:04:05")
+			out = append(out,
+				fmt.Sprintf("%s uid=%d %v %s size=%d %s", m.Name, r.UID, r.Flags, date, r.Size, r.Ref.String()[:16]))
 		}
 	}
 	slices.Sort(out)

@@ -18,7 +18,8 @@ import (
 // WireSite is the network's settings as the wire wants them.
 func WireSite(c config.Config) (inline.Site, error) {
 	n := c.Network
-	s := inline.Site{OneArm: n.Mode == "one-arm", LAN: n.LAN, Server: n.Server, Bridge: n.Bridge, Open: n.WhenDead == "open"}
+	s := inline.Site{OneArm: n.Mode == "one-arm", LAN: n.LAN, Server: n.Server, Bridge: n.Bridge,
+		Open: n.WhenDead == "open"}
 	var errs []error
 	keep := func(key string, err error) {
 		if err != nil {
@@ -50,8 +51,10 @@ func WireSite(c config.Config) (inline.Site, error) {
 		}
 		s.Pass = append(s.Pass, uint16(p))
 	}
-	for _, l := range []struct{ name, addr string }{{"imap", c.Listen.IMAP}, {"imaps", c.Listen.IMAPS}, {"smtp", c.Listen.SMTP},
-		{"submission", c.Listen.Submission}, {"submissions", c.Listen.Submissions}} {
+	for _, l := range []struct{ name, addr string }{
+		{"imap", c.Listen.IMAP}, {"imaps", c.Listen.IMAPS}, {"smtp", c.Listen.SMTP},
+		{"submission", c.Listen.Submission}, {"submissions", c.Listen.Submissions},
+	} {
 		if l.addr == "" {
 			continue
 		}
@@ -117,7 +120,8 @@ const pastSweep = 20 * time.Second
 func (b *Box) past() func(int) {
 	var kicked time.Time
 	return func(int) {
-		if d := b.keeper.State().Duties(); d.Follow == failover.Believed && d.Complete && time.Since(kicked) > pastSweep {
+		if d := b.keeper.State().Duties(); d.Follow == failover.Believed && d.Complete &&
+			time.Since(kicked) > pastSweep {
 			kicked = time.Now()
 			b.mirror.Kick()
 		}

@@ -18,7 +18,8 @@ func configFlag(fs *flag.FlagSet) *string {
 func readConfig(path string) (config.Config, error) {
 	b, err := os.ReadFile(path)
 	if errors.Is(err, os.ErrNotExist) {
-		return config.Config{}, fmt.Errorf("no settings at %s: write one (`understudy config describe` prints the reference), or name another with --config", path)
+		return config.Config{}, fmt.Errorf("no settings at %s: write one (`understudy config describe` "+
+			"prints the reference), or name another with --config", path)
 	}
 	if err != nil {
 		return config.Config{}, fmt.Errorf("settings: %w", err)

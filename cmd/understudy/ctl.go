@@ -18,7 +18,8 @@ type ctl struct {
 }
 
 func ctlFlags(fs *flag.FlagSet) ctl {
-	return ctl{fs.String("socket", "", "control socket; empty: the settings file tells"), configFlag(fs), fs.Bool("json", false, "print JSON")}
+	return ctl{fs.String("socket", "", "control socket; empty: the settings file tells"), configFlag(fs),
+		fs.Bool("json", false, "print JSON")}
 }
 
 func (c ctl) client() (api.Client, error) {
@@ -45,7 +46,8 @@ func read[T any](e env, name, path string, text func(io.Writer, T)) error {
 	query := url.Values{}
 	switch name {
 	case "tasks":
-		fs.Func("job", "only this job (sweep, ordered, last-sweep, copy-back/ACCOUNT)", func(v string) error { query.Set("job", v); return nil })
+		fs.Func("job", "only this job (sweep, ordered, last-sweep, copy-back/ACCOUNT)",
+			func(v string) error { query.Set("job", v); return nil })
 	case "fingerprint":
 		fs.Func("account", "whose", func(v string) error { query.Set("account", v); return nil })
 	}

@@ -129,7 +129,8 @@ func (d *demonstration) users() []string {
 }
 
 func (d *demonstration) setUp(ctx context.Context) error {
-	d.site = demoSite{Dir: filepath.Join(d.dir, "production"), Domain: "demo.test", Users: map[string]string{}, Master: "understudy", MasterPassword: "demo-master"}
+	d.site = demoSite{Dir: filepath.Join(d.dir, "production"), Domain: "demo.test", Users: map[string]string{},
+		Master: "understudy", MasterPassword: "demo-master"}
 	for _, u := range d.users() {
 		d.site.Users[u] = "demo"
 	}
@@ -162,7 +163,8 @@ func (d *demonstration) setUp(ctx context.Context) error {
 		}
 		for i := range 80 {
 			name := []string{"INBOX", "INBOX", "Archive/2025", "Sent"}[i%4]
-			a := imapc.Appending{Mailbox: name, Body: sample(rng, i, u), Flags: []string{`\Seen`}, Date: time.Now().Add(-time.Duration(i) * time.Hour)}
+			a := imapc.Appending{Mailbox: name, Body: sample(rng, i, u), Flags: []string{`\Seen`},
+				Date: time.Now().Add(-time.Duration(i) * time.Hour)}
 			if _, _, err := c.Append(a); err != nil {
 				return err
 			}
@@ -178,9 +180,12 @@ func sample(rng *rand.Rand, i int, to string) []byte {
 	if i%8 != 0 {
 		return load.Message(rng, id, to)
 	}
-	b := fmt.Appendf(nil, "From: Office <office@other.test>\r\nTo: <%s>\r\nSubject: Report %d\r\nMessage-ID: <%s>\r\nDate: Mon, 02 Nov 2026 10:00:00 +0100\r\n"+
-		"MIME-Version: 1.0\r\nContent-Type: multipart/mixed; boundary=\"=_b\"\r\n\r\n--=_b\r\nContent-Type: text/html; charset=utf-8\r\n\r\n<p>Please find it attached.</p>\r\n"+
-		"--=_b\r\nContent-Type: application/pdf; name=report.pdf\r\nContent-Transfer-Encoding: base64\r\nContent-Disposition: attachment; filename=report.pdf\r\n\r\n", to, i, id)
+	b := fmt.Appendf(nil, "From: Office <office@other.test>\r\nTo: <%s>\r\nSubject: Report %d\r\nMessage-ID: <%s>\r\n"+
+		"Date: Mon, 02 Nov 2026 10:00:00 +0100\r\n"+
+		"MIME-Version: 1.0\r\nContent-Type: multipart/mixed; boundary=\"=_b\"\r\n\r\n"+
+		"--=_b\r\nContent-Type: text/html; charset=utf-8\r\n\r\n<p>Please find it attached.</p>\r\n"+
+		"--=_b\r\nContent-Type: application/pdf; name=report.pdf\r\nContent-Transfer-Encoding: base64\r\n"+
+		"Content-Disposition: attachment; filename=report.pdf\r\n\r\n", to, i, id)
 	line := make([]byte, 54)
 	for range 200 + rng.IntN(2000) {
 		for j := range line {
@@ -232,7 +237,8 @@ func (d *demonstration) until(ctx context.Context, limit time.Duration, what str
 		}
 		if d.live && d.box != nil {
 			st := d.box.State()
-			fmt.Fprintf(d.out, "\r          %-13s %6d good answers  %d held \x1b[K", st.Phase, d.ledger.Answers.Load(), d.box.Store().HeldCount())
+			fmt.Fprintf(d.out, "\r          %-13s %6d good answers  %d held \x1b[K", st.Phase, d.ledger.Answers.Load(),
+				d.box.Store().HeldCount())
 		}
 		select {
 		case <-time.After(5 * time.Millisecond):
@@ -247,7 +253,8 @@ func (d *demonstration) until(ctx context.Context, limit time.Duration, what str
 }
 
 // duties waits for a state in which these are the duties.
-func (d *demonstration) duties(ctx context.Context, limit time.Duration, what string, ok func(failover.Duties) bool) error {
+func (d *demonstration) duties(ctx context.Context, limit time.Duration, what string,
+	ok func(failover.Duties) bool) error {
 	return d.until(ctx, limit, what, func() bool { return ok(d.box.State().Duties()) })
 }
 
@@ -309,8 +316,9 @@ func (d *demonstration) outage(ctx context.Context) error {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		load.Run(work, load.Options{IMAP: d.imap, SMTP: d.smtp, Users: d.users(), Password: d.password, Seed: uint64(time.Now().UnixNano()),
-			Tag: "demo", Pause: 15 * time.Millisecond, Folder: "Archive", Deletes: true}, &d.ledger)
+		load.Run(work, load.Options{IMAP: d.imap, SMTP: d.smtp, Users: d.users(), Password: d.password,
+			Seed: uint64(time.Now().UnixNano()), Tag: "demo", Pause: 15 * time.Millisecond, Folder: "Archive",
+			Deletes: true}, &d.ledger)
 	}()
 	defer func() { stop(); <-done }()
 	select {
@@ -334,7 +342,8 @@ func (d *demonstration) outage(ctx context.Context) error {
 		return err
 	}
 	c.Logout()
-	d.note("kill -9 to the first login and SELECT on the standby", "%s (%d messages there)", time.Since(killed).Round(time.Millisecond), sel.Exists)
+	d.note("kill -9 to the first login and SELECT on the standby", "%s (%d messages there)",
+		time.Since(killed).Round(time.Millisecond), sel.Exists)
 	select {
 	case <-time.After(4 * time.Second):
 	case <-ctx.Done():
@@ -350,7 +359,8 @@ func (d *demonstration) outage(ctx context.Context) error {
 
 // invite lets a person look.
 func (d *demonstration) invite(stay <-chan struct{}) {
-	fmt.Fprintf(d.out, "\nProduction is dead; the standby serves. Try your own mail client, without TLS:\n  IMAP %s, SMTP %s, user %s, password demo\nCtrl-C goes on.\n\n", d.imap, d.smtp, d.users()[0])
+	fmt.Fprintf(d.out, "\nProduction is dead; the standby serves. Try your own mail client, without TLS:\n"+
+		"  IMAP %s, SMTP %s, user %s, password demo\nCtrl-C goes on.\n\n", d.imap, d.smtp, d.users()[0])
 	<-stay
 }
 
@@ -375,7 +385,8 @@ func (d *demonstration) comeBack(ctx context.Context) error {
 		return err
 	}
 	r := d.box.CopyBack()
-	d.note("copy-back", "%d appended, %d deleted, %d flags set, %d late doubles dropped", r.Appended, r.Deleted, r.Flagged, r.Dropped)
+	d.note("copy-back", "%d appended, %d deleted, %d flags set, %d late doubles dropped", r.Appended, r.Deleted,
+		r.Flagged, r.Dropped)
 	d.note("accounts were blocked for hand-back, all together", "%s", time.Since(blocked).Round(time.Millisecond))
 	d.note("production back to production answering", "%s", time.Since(begin).Round(time.Millisecond))
 	for _, n := range r.Notes {

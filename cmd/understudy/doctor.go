@@ -55,7 +55,8 @@ func doctor(e env) error {
 	x.files(cfg)
 	x.wire(e.ctx, cfg)
 	x.production(e.ctx, cfg, *account)
-	x.add("note", "coverage", "", "calendars, contacts, ActiveSync, MAPI, ManageSieve and POP3 are not covered in an outage")
+	x.add("note", "coverage", "",
+		"calendars, contacts, ActiveSync, MAPI, ManageSieve and POP3 are not covered in an outage")
 	if *asJSON {
 		if err := printJSON(e.out, x.found); err != nil {
 			return err
@@ -76,16 +77,20 @@ func doctor(e env) error {
 
 func (x *examination) settings(cfg config.Config) {
 	if cfg.Listen.PlainLogin {
-		x.add("warning", "settings", "set listen.plain_login = false where clients can do TLS", "logins without TLS are allowed")
+		x.add("warning", "settings", "set listen.plain_login = false where clients can do TLS",
+			"logins without TLS are allowed")
 	}
 	if len(cfg.Accounts.Domains) == 0 {
-		x.add("warning", "settings", "list your mail domains in accounts.domains", "no domains are named: in an outage mail for unknown users cannot be told from mail to be relayed")
+		x.add("warning", "settings", "list your mail domains in accounts.domains",
+			"no domains are named: in an outage mail for unknown users cannot be told from mail to be relayed")
 	}
 	if len(cfg.Accounts.List) == 0 && len(cfg.Accounts.Command) == 0 {
-		x.add("warning", "settings", "set accounts.command or accounts.list", "only accounts that log in through the box will be copied")
+		x.add("warning", "settings", "set accounts.command or accounts.list",
+			"only accounts that log in through the box will be copied")
 	}
 	if !cfg.Standby.LearnLogins {
-		x.add("warning", "settings", "set standby.learn_logins = true", "nobody will be able to log in during an outage")
+		x.add("warning", "settings", "set standby.learn_logins = true",
+			"nobody will be able to log in during an outage")
 	}
 }
 
@@ -94,7 +99,8 @@ func (x *examination) files(cfg config.Config) {
 	if have, need, err := fileLimit(cfg.Listen.MaxSessions); err != nil {
 		x.add("error", "limits", "", "%v", err)
 	} else if have < need {
-		x.add("warning", "limits", fmt.Sprintf("LimitNOFILE=%d in the unit, or a smaller listen.max_sessions", need), "%d open files are allowed; %d sessions may need %d", have, cfg.Listen.MaxSessions, need)
+		x.add("warning", "limits", fmt.Sprintf("LimitNOFILE=%d in the unit, or a smaller listen.max_sessions", need),
+			"%d open files are allowed; %d sessions may need %d", have, cfg.Listen.MaxSessions, need)
 	}
 }
 
@@ -122,7 +128,11 @@ func (x *examination) strays(ctx context.Context, s inline.Site) {
 	for _, p := range []struct {
 		port   uint16
 		remedy string
-	}{{143, "listen.imap"}, {993, "listen.imaps"}, {25, "listen.smtp"}, {587, "listen.submission"}, {465, "listen.submissions"}, {110, ""}, {995, ""}, {4190, ""}} {
+	}{
+		{143, "listen.imap"}, {993, "listen.imaps"}, {25, "listen.smtp"}, {587, "listen.submission"}, {465,
+			"listen.submissions"},
+		{110, ""}, {995, ""}, {4190, ""},
+	} {
 		if slices.ContainsFunc(s.Ports, func(have inline.Port) bool { return have.Port == p.port }) {
 			continue
 		}
@@ -133,10 +143,12 @@ func (x *examination) strays(ctx context.Context, s inline.Site) {
 		}
 		_ = conn.Close()
 		if p.remedy == "" {
-			x.add("note", "network", "", "production answers at %s, which passes untouched, and is not served in an outage", addr)
+			x.add("note", "network", "",
+				"production answers at %s, which passes untouched, and is not served in an outage", addr)
 			continue
 		}
-		x.add("warning", "network", fmt.Sprintf("set %s = \":%d\"", p.remedy, p.port), "production answers at %s, which is not diverted: it would not be served in an outage", addr)
+		x.add("warning", "network", fmt.Sprintf("set %s = \":%d\"", p.remedy, p.port),
+			"production answers at %s, which is not diverted: it would not be served in an outage", addr)
 	}
 }
 
@@ -173,12 +185,14 @@ func (x *examination) disk(cfg config.Config) {
 			return
 		}
 	}
-	x.add("ok", "disk", "", "a sync takes %s; every change waits for one or two", (time.Since(start) / 20).Round(time.Microsecond))
+	x.add("ok", "disk", "", "a sync takes %s; every change waits for one or two",
+		(time.Since(start) / 20).Round(time.Microsecond))
 }
 
 func (x *examination) certificates(cfg config.Config) {
 	if len(cfg.Certificates) == 0 {
-		x.add("warning", "certificate", "add a [[certificate]] with the files that production uses", "no certificate: clients get no TLS")
+		x.add("warning", "certificate", "add a [[certificate]] with the files that production uses",
+			"no certificate: clients get no TLS")
 		return
 	}
 	certs, err := box.Certificates(cfg, slog.New(slog.DiscardHandler))
@@ -195,7 +209,8 @@ func (x *examination) certificates(cfg config.Config) {
 		case left < 30*24*time.Hour:
 			level = "warning"
 		}
-		x.add(level, "certificate", "", "%s for %s, valid for %d days", leaf.Subject.CommonName, strings.Join(leaf.DNSNames, " "), int(left.Hours()/24))
+		x.add(level, "certificate", "", "%s for %s, valid for %d days", leaf.Subject.CommonName,
+			strings.Join(leaf.DNSNames, " "), int(left.Hours()/24))
 	}
 }
 
@@ -228,7 +243,8 @@ func (x *examination) production(ctx context.Context, cfg config.Config, account
 	if account == "" {
 		list, _ := p.Accounts(ctx)
 		if len(list) == 0 {
-			x.add("warning", "master", "name an account with --account", "the master login was not tried: no account is known")
+			x.add("warning", "master", "name an account with --account",
+				"the master login was not tried: no account is known")
 			return
 		}
 		account = list[0]
@@ -239,7 +255,9 @@ func (x *examination) production(ctx context.Context, cfg config.Config, account
 func (x *examination) asMaster(ctx context.Context, cfg config.Config, p *box.Production, account string) {
 	c, err := p.DialMaster(ctx, account)
 	if err != nil {
-		x.add("error", "master", "check the [master] table; Dovecot needs a master passdb, and either auth_master_user_separator or SASL authorization", "%v", err)
+		x.add("error", "master",
+			"check the [master] table; Dovecot needs a master passdb, "+
+				"and either auth_master_user_separator or SASL authorization", "%v", err)
 		return
 	}
 	defer c.Logout()
@@ -249,14 +267,16 @@ func (x *examination) asMaster(ctx context.Context, cfg config.Config, p *box.Pr
 		x.add("error", "master", "", "list mailboxes of %s: %v", account, err)
 		return
 	}
-	x.add("ok", "master", "", "%s has %d mailboxes; listing took %s", account, len(list), time.Since(start).Round(time.Millisecond))
+	x.add("ok", "master", "", "%s has %d mailboxes; listing took %s", account, len(list),
+		time.Since(start).Round(time.Millisecond))
 	var hidden []string
 	for _, cp := range c.Caps() {
 		if !slices.Contains(imapd.Caps(), cp) && !strings.HasPrefix(cp, "AUTH=") {
 			hidden = append(hidden, cp)
 		}
 	}
-	x.add("note", "capabilities", "", "hidden from clients, since the standby does not have them: %s", strings.Join(hidden, " "))
+	x.add("note", "capabilities", "", "hidden from clients, since the standby does not have them: %s",
+		strings.Join(hidden, " "))
 	for _, need := range []string{"UIDPLUS", "CONDSTORE"} {
 		if !c.Has(need) {
 			x.add("warning", "capabilities", "", "production lacks %s: %s", need, map[string]string{

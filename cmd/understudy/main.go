@@ -94,7 +94,9 @@ func run(e env) int {
 }
 
 func usage(w io.Writer) {
-	fmt.Fprint(w, "understudy stands in front of a mail server and answers when it dies.\n\nusage: understudy COMMAND [--help] …\n\n")
+	fmt.Fprint(w,
+		"understudy stands in front of a mail server and answers when it dies.\n\n"+
+			"usage: understudy COMMAND [--help] …\n\n")
 	var list []string
 	for n := range commands() {
 		list = append(list, n)

@@ -24,7 +24,8 @@ func serve(e env) error {
 	log := newLog(cfg.LogLevel, e.errOut)
 	if have, need, err := fileLimit(cfg.Listen.MaxSessions); err == nil && have < need {
 		cfg.Listen.MaxSessions = sessionsWithin(have)
-		log.Warn("fewer open files are allowed than listen.max_sessions may need, so fewer sessions are taken; raise LimitNOFILE of the unit",
+		log.Warn("fewer open files are allowed than listen.max_sessions may need, so fewer sessions are taken; "+
+			"raise LimitNOFILE of the unit",
 			"allowed", have, "needed", need, "sessions", cfg.Listen.MaxSessions)
 	}
 	var b *box.Box

@@ -38,8 +38,10 @@ func demoServer(e env) error {
 	if err := json.Unmarshal(b, &d); err != nil {
 		return fmt.Errorf("site file %s: %w", *path, err)
 	}
-	server, err := maild.New(e.ctx, maild.Options{Dir: filepath.Join(d.Dir, "store"), Domain: d.Domain, Users: d.Users, Master: d.Master, MasterPassword: d.MasterPassword,
-		Greeting: "Demonstration server ready.", Log: newLog("warn", e.errOut)})
+	server, err := maild.New(e.ctx,
+		maild.Options{Dir: filepath.Join(d.Dir, "store"), Domain: d.Domain, Users: d.Users, Master: d.Master,
+			MasterPassword: d.MasterPassword,
+			Greeting:       "Demonstration server ready.", Log: newLog("warn", e.errOut)})
 	if err != nil {
 		return err
 	}

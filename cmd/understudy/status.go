@@ -36,7 +36,8 @@ func printStatus(w io.Writer, s api.Status) {
 	row("stored", "%d messages in %d MiB; %d MiB free", s.Blobs, s.Bytes>>20, s.DiskFree>>20)
 	row("in flight", "%d held deliveries, %d outbound", s.Held, s.Queued)
 	row("learned", "%d logins, %d recipients", s.Verifiers, s.Routes)
-	row("changes", "%d settled from the wire, %d by a sync; bodies: %d fetched, %d known from the wire", s.Wire, s.BySync, s.Fetched, s.FromWire)
+	row("changes", "%d settled from the wire, %d by a sync; bodies: %d fetched, %d known from the wire", s.Wire,
+		s.BySync, s.Fetched, s.FromWire)
 	if n := s.Network; n != nil {
 		way := "new connections go straight to production"
 		if n.Armed {
@@ -51,11 +52,13 @@ func printStatus(w io.Writer, s api.Status) {
 		}
 		row("wire", "%s; production is at %s%s", way, n.MAC, cable)
 		if n.Past > 0 {
-			row("", "%d connections ran past the box in the last two minutes; `understudy network gather` has them come back through it", n.Past)
+			row("", "%d connections ran past the box in the last two minutes; "+
+				"`understudy network gather` has them come back through it", n.Past)
 		}
 	}
 	if p := s.Tap; p != nil {
-		row("mirror port", "%d sessions, %d of them with TLS; %d changes, %d messages; %d gaps, %d frames lost", p.Sessions, p.TLS, p.Changes, p.Messages, p.Gaps, p.Lost)
+		row("mirror port", "%d sessions, %d of them with TLS; %d changes, %d messages; %d gaps, %d frames lost",
+			p.Sessions, p.TLS, p.Changes, p.Messages, p.Gaps, p.Lost)
 	}
 	for _, p := range s.Problems {
 		row("problem", "%s", p)

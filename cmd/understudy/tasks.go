@@ -16,11 +16,13 @@ func tasks(e env) error {
 		totals := map[row.TaskState]int{}
 		for _, t := range l {
 			totals[t.State]++
-			fmt.Fprintf(tw, "%s\t%d\t%s\t%s\t%s\t%s\t%d\t%d/%d\t%d\t%s\n", t.Job, t.Seq, t.Kind, t.State, t.Account, t.Mailbox, t.UID, t.Done, t.Total, t.Attempt, t.Err)
+			fmt.Fprintf(tw, "%s\t%d\t%s\t%s\t%s\t%s\t%d\t%d/%d\t%d\t%s\n", t.Job, t.Seq, t.Kind, t.State, t.Account,
+				t.Mailbox, t.UID, t.Done, t.Total, t.Attempt, t.Err)
 		}
 		_ = tw.Flush()
 		var sum []string
-		for _, s := range []row.TaskState{row.TaskQueued, row.TaskLeased, row.TaskRetry, row.TaskParked, row.TaskDone, row.TaskSkipped} {
+		for _, s := range []row.TaskState{row.TaskQueued, row.TaskLeased, row.TaskRetry, row.TaskParked, row.TaskDone,
+			row.TaskSkipped} {
 			if totals[s] > 0 {
 				sum = append(sum, fmt.Sprintf("%d %s", totals[s], s))
 			}

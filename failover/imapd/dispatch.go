@@ -1,6 +1,7 @@
 package imapd
 
 import (
+	"slices"
 	"strings"
 	"time"
 
@@ -11,10 +12,10 @@ func (s *session) dispatch(c *command) {
 	run, needsMailbox := s.handler(c)
 	switch {
 	case run == nil:
-		s.line("%s BAD Unknown command", c.tag)
+		s.line("%s BAD Unknown command", c.Tag)
 		return
 	case needsMailbox && s.sel == nil:
-		s.line("%s BAD No mailbox selected", c.tag)
+		s.line("%s BAD No mailbox selected", c.Tag)
 		return
 	}
 	run(c)
@@ -22,61 +23,56 @@ func (s *session) dispatch(c *command) {
 
 // handler returns what does a command, and whether it needs a mailbox.
 func (s *session) handler(c *command) (run func(*command), needsMailbox bool) {
-	switch c.verb {
-	case "FETCH":
+	switch c.Verb {
+	case imapwire.Fetch:
 		return s.fetch, true
-	case "STORE":
+	case imapwire.Store:
 		return s.store, true
-	case "SEARCH":
+	case imapwire.Search:
 		return s.search, true
-	case "COPY", "MOVE":
+	case imapwire.Copy, imapwire.Move:
 		return s.copy, true
-	case "EXPUNGE":
+	case imapwire.Expunge:
 		return s.expunge, true
-	}
-	if c.uid {
-		return nil, false
-	}
-	switch c.verb {
-	case "CLOSE", "UNSELECT":
+	case imapwire.Close, imapwire.Unselect:
 		return s.closeBox, true
-	case "CHECK":
+	case imapwire.Check:
 		return s.noop, true
 	}
-	return s.anyState(c.verb), false
+	return s.anyState(c.Verb), false
 }
 
-func (s *session) anyState(verb string) func(*command) {
+func (s *session) anyState(verb imapwire.Verb) func(*command) {
 	switch verb {
-	case "NOOP":
+	case imapwire.Noop:
 		return s.noop
-	case "CAPABILITY":
+	case imapwire.Capability:
 		return s.capability
-	case "LOGOUT":
+	case imapwire.Logout:
 		return s.logout
-	case "ID":
+	case imapwire.ID:
 		return s.id
-	case "ENABLE":
+	case imapwire.Enable:
 		return s.enable
-	case "SELECT", "EXAMINE":
+	case imapwire.Select, imapwire.Examine:
 		return s.selectBox
-	case "CREATE":
+	case imapwire.Create:
 		return s.create
-	case "DELETE":
+	case imapwire.Delete:
 		return s.delete
-	case "RENAME":
+	case imapwire.Rename:
 		return s.rename
-	case "SUBSCRIBE", "UNSUBSCRIBE":
+	case imapwire.Subscribe, imapwire.Unsubscribe:
 		return s.subscribe
-	case "LIST", "LSUB":
+	case imapwire.List, imapwire.LSub:
 		return s.list
-	case "NAMESPACE":
+	case imapwire.Namespace:
 		return s.namespace
-	case "STATUS":
+	case imapwire.Status:
 		return s.status
-	case "APPEND":
+	case imapwire.Append:
 		return s.append
-	case "IDLE":
+	case imapwire.Idle:
 		return s.idle
 	}
 	return nil
@@ -87,7 +83,7 @@ func (s *session) noop(c *command) {
 		return
 	}
 	s.tell(true)
-	s.ok(c, "%s completed", c.verb)
+	s.ok(c, "%s completed", c.Verb)
 }
 
 func (s *session) capability(c *command) {
@@ -114,20 +110,18 @@ func (s *session) id(c *command) {
 }
 
 func (s *session) enable(c *command) {
-	var on []string
-	for {
-		if strings.EqualFold(c.args.Atom(), "CONDSTORE") {
-			on = append(on, "CONDSTORE")
-		}
-		if !c.args.Accept(' ') {
-			break
-		}
-	}
-	if s.bad(c) {
+	a, _ := c.Args.(imapwire.EnableArgs)
+	if a.Err != nil {
+		s.refuse(c, a.Err)
 		return
 	}
-	s.condstore = s.condstore || len(on) > 0
-	s.line("%s", strings.TrimSpace("* ENABLED "+strings.Join(on, " ")))
+	on := slices.ContainsFunc(a.Words, func(w string) bool { return strings.EqualFold(w, "CONDSTORE") })
+	s.condstore = s.condstore || on
+	if on {
+		s.line("* ENABLED CONDSTORE")
+	} else {
+		s.line("* ENABLED")
+	}
 	s.ok(c, "Enabled")
 }
 
@@ -201,6 +195,6 @@ func (s *session) endIdle(c *command, line []byte, err error) {
 		s.tell(true)
 		s.ok(c, "Idle completed")
 	default:
-		s.line("%s BAD Expected DONE", c.tag)
+		s.line("%s BAD Expected DONE", c.Tag)
 	}
 }

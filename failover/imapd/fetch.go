@@ -32,7 +32,7 @@ func (it fetchItem) needsBody() bool {
 }
 
 func (s *session) fetch(c *command) {
-	set := c.args.Set()
+	a, _ := c.Args.(imapwire.FetchArgs)
 	c.args.SP()
 	items := parseFetchItems(c.args)
 	var since uint64
@@ -47,7 +47,7 @@ func (s *session) fetch(c *command) {
 			items = append(items, fetchItem{name: "MODSEQ", kind: "MODSEQ"})
 		})
 	}
-	idx, ok := s.sel.indexes(set, c.uid)
+	idx, ok := s.sel.indexes(a.Set, c.ByUID)
 	if !ok {
 		c.args.Failf("no such message")
 	}
@@ -58,7 +58,7 @@ func (s *session) fetch(c *command) {
 }
 
 func (s *session) runFetch(c *command, idx []int, items []fetchItem, since uint64) {
-	items = dedupe(items, c.uid)
+	items = dedupe(items, c.ByUID)
 	marks, modseq := false, false
 	for _, it := range items {
 		marks = marks || it.kind == "BODY[" && !it.peek
@@ -85,7 +85,7 @@ func (s *session) runFetch(c *command, idx []int, items []fetchItem, since uint6
 			return
 		}
 	}
-	s.tell(c.uid)
+	s.tell(c.ByUID)
 	if lost > 0 {
 		s.no(c, "[SERVERBUG] %d messages could not be read", lost)
 		return

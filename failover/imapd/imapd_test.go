@@ -238,3 +238,29 @@ func FuzzMessage(f *testing.F) {
 		imapd.Describe(msg)
 	})
 }
+
+// What stands where nothing may stand is not passed over: the client meant
+// something by it. A message is one whatever its mailbox is called.
+func TestAppendArguments(t *testing.T) {
+	s, srv := server(t)
+	if err := s.Create(context.Background(), "u", "APPEND", nil); err != nil {
+		t.Fatal(err)
+	}
+	c := connect(t, srv)
+	for _, s := range [][]string{
+		{"APPEND APPEND {80000+}\r\n" + strings.Repeat("x", 80000), "[APPENDUID "},
+		{"APPEND {6+}\r\nAPPEND (\\Seen) {80000+}\r\n" + strings.Repeat("x", 80000), "[APPENDUID "},
+		{"APPEND {70000+}\r\n" + strings.Repeat("x", 70000) + " {3+}\r\nabc", "a BAD"},
+		{"APPEND INBOX {(\\Seen) {3+}\r\nabc", "a BAD syntax error: expected a message"},
+		{"APPEND INBOX \"01-Foo-2026 10:00:00 +0100\" {3+}\r\nabc", "a BAD syntax error: bad date"},
+		{"APPEND INBOX (\\Seen", "a BAD"},
+		{"APPEND INBOX UTF8 (~{3+}\r\nabc)", "a BAD syntax error: expected a message"},
+		{"APPEND INBOX CATENATE (TEXT {3+}\r\nabc URL {3+}\r\nabc)", "a BAD syntax error: expected a message"},
+		{"STATUS APPEND (MESSAGES)", "(MESSAGES 2)"},
+		{"STATUS INBOX (MESSAGES)", "(MESSAGES 3)"},
+		{"ENABLE", "a BAD"},
+		{"ENABLE X CONDSTORE", "* ENABLED CONDSTORE", "a OK"},
+	} {
+		c.want(s[0], s[1:]...)
+	}
+}

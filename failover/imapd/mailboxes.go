@@ -28,7 +28,7 @@ func sepString(sep byte) string {
 }
 
 func (s *session) create(c *command) {
-	name := c.args.Mailbox()
+	a, _ := c.Args.(imapwire.MailboxArgs)
 	var attrs []string
 	if c.args.Accept(' ') {
 		c.args.Expect('(')
@@ -42,7 +42,7 @@ func (s *session) create(c *command) {
 	if s.bad(c) {
 		return
 	}
-	if err := s.opt.Store.Create(s.work, s.User, name, attrs); err != nil {
+	if err := s.opt.Store.Create(s.work, s.User, a.Mailbox, attrs); err != nil {
 		s.fail(c, err)
 		return
 	}
@@ -50,28 +50,26 @@ func (s *session) create(c *command) {
 }
 
 func (s *session) delete(c *command) {
-	name := c.args.Mailbox()
+	a, _ := c.Args.(imapwire.MailboxArgs)
 	if s.bad(c) {
 		return
 	}
-	if err := s.opt.Store.Delete(s.work, s.User, name); err != nil {
+	if err := s.opt.Store.Delete(s.work, s.User, a.Mailbox); err != nil {
 		s.fail(c, err)
 		return
 	}
-	if s.sel != nil && s.sel.name == name {
+	if s.sel != nil && s.sel.name == a.Mailbox {
 		s.sel = nil
 	}
 	s.ok(c, "Delete completed")
 }
 
 func (s *session) rename(c *command) {
-	from := c.args.Mailbox()
-	c.args.SP()
-	to := c.args.Mailbox()
+	a, _ := c.Args.(imapwire.RenameArgs)
 	if s.bad(c) {
 		return
 	}
-	if err := s.opt.Store.Rename(s.work, s.User, from, to); err != nil {
+	if err := s.opt.Store.Rename(s.work, s.User, a.From, a.To); err != nil {
 		s.fail(c, err)
 		return
 	}
@@ -80,15 +78,15 @@ func (s *session) rename(c *command) {
 }
 
 func (s *session) subscribe(c *command) {
-	name := c.args.Mailbox()
+	a, _ := c.Args.(imapwire.MailboxArgs)
 	if s.bad(c) {
 		return
 	}
-	if err := s.opt.Store.Subscribe(s.work, s.User, name, c.verb == "SUBSCRIBE"); err != nil {
+	if err := s.opt.Store.Subscribe(s.work, s.User, a.Mailbox, c.Verb == imapwire.Subscribe); err != nil {
 		s.fail(c, err)
 		return
 	}
-	s.ok(c, "%s completed", c.verb)
+	s.ok(c, "%s completed", c.Verb)
 }
 
 // listing is a LIST or LSUB command.
@@ -102,7 +100,7 @@ type listing struct {
 }
 
 func (s *session) parseList(c *command) listing {
-	l := listing{lsub: c.verb == "LSUB"}
+	l := listing{lsub: c.Verb == imapwire.LSub}
 	if c.args.Peek() == '(' && !l.lsub {
 		l.extended = true
 		c.args.List(func() {
@@ -174,12 +172,12 @@ func (s *session) list(c *command) {
 		if !l.matches(m, sep) {
 			continue
 		}
-		s.line("* %s %s %s %s", c.verb, imapwire.FormatFlags(l.attrs(m, boxes, sep)), sepString(sep), imapwire.AString(m.Name))
+		s.line("* %s %s %s %s", c.Verb, imapwire.FormatFlags(l.attrs(m, boxes, sep)), sepString(sep), imapwire.AString(m.Name))
 		if l.tellStatus && !m.NoSelect {
 			s.statusLine(m.Name, l.items)
 		}
 	}
-	s.ok(c, "%s completed", c.verb)
+	s.ok(c, "%s completed", c.Verb)
 }
 
 func (l *listing) matches(m row.Mailbox, sep byte) bool {
@@ -245,13 +243,13 @@ func (s *session) statusItems(c *command) []string {
 }
 
 func (s *session) status(c *command) {
-	name := c.args.Mailbox()
+	a, _ := c.Args.(imapwire.MailboxArgs)
 	c.args.SP()
 	items := s.statusItems(c)
 	if s.bad(c) {
 		return
 	}
-	if err := s.statusLine(name, items); err != nil {
+	if err := s.statusLine(a.Mailbox, items); err != nil {
 		s.fail(c, err)
 		return
 	}
@@ -298,37 +296,33 @@ func (s *session) statusLine(name string, items []string) error {
 
 // append serves APPEND of one message (RFC 9051 section 6.3.12, UIDPLUS).
 func (s *session) append(c *command) {
-	name := c.args.Mailbox()
-	c.args.SP()
-	n := row.New{Date: time.Now()}
-	if c.args.Peek() == '(' {
-		n.Flags = c.args.Flags()
-		c.args.SP()
+	a, _ := c.Args.(imapwire.AppendArgs)
+	n := row.New{Flags: a.Flags, Date: a.Date}
+	if n.Date.IsZero() {
+		n.Date = time.Now()
 	}
-	if c.args.Peek() == '"' {
-		d, err := imapwire.ParseDateTime(c.args.String())
-		if err != nil {
-			c.args.Failf("bad date")
-		}
-		n.Date = d
-		c.args.SP()
-	}
-	if p := c.args.Peek(); p != '{' && p != '~' || c.message == nil && !c.tooBig {
+	err := c.args.Err()
+	switch {
+	case err != nil:
+	case a.Form == imapwire.Odd:
+		err = a.Err
+	case a.Form != imapwire.Plain:
 		c.args.Failf("expected a message")
-	}
-	if c.extra {
+		err = c.args.Err()
+	case c.Extra:
 		c.args.Failf("one message in an APPEND, and nothing behind it")
+		err = c.args.Err()
 	}
-	if err := c.args.Err(); err != nil {
-		s.line("%s BAD %s", c.tag, oneLine(err.Error()))
+	if err != nil {
+		s.refuse(c, err)
 		return
 	}
 	if c.tooBig {
 		s.no(c, "[TOOBIG] Message is over the limit of %d bytes", s.opt.MaxMessage)
 		return
 	}
-	if _, err := s.opt.Store.Snapshot(s.User, name); err != nil {
-		s.no(c, "[TRYCREATE] Mailbox doesn't exist: %s", oneLine(name))
+	if _, err := s.opt.Store.Snapshot(s.User, a.Mailbox); err != nil {
+		s.no(c, "[TRYCREATE] Mailbox doesn't exist: %s", oneLine(a.Mailbox))
 		return
 	}
 	ref, err := s.opt.Store.PutMessage(c.message)
@@ -337,7 +331,7 @@ func (s *session) append(c *command) {
 		return
 	}
 	n.Ref = ref
-	validity, uids, err := s.opt.Store.Append(s.work, s.User, name, []row.New{n})
+	validity, uids, err := s.opt.Store.Append(s.work, s.User, a.Mailbox, []row.New{n})
 	if err != nil {
 		s.fail(c, err)
 		return

@@ -75,7 +75,7 @@ func (s *session) search(c *command) {
 			continue
 		}
 		n := cand.num
-		if c.uid {
+		if c.ByUID {
 			n = m.UID
 		}
 		hits = append(hits, n)
@@ -83,7 +83,7 @@ func (s *session) search(c *command) {
 	}
 	s.condstore = s.condstore || sr.modseq
 	s.searchAnswer(c, hits, ret, sr.modseq && len(hits) > 0, modseq)
-	s.tell(c.uid)
+	s.tell(c.ByUID)
 	s.ok(c, "Search completed")
 }
 
@@ -99,8 +99,8 @@ func (s *session) searchAnswer(c *command, hits []uint32, ret []string, tellMod 
 		s.line("* SEARCH%s", b)
 		return
 	}
-	out := fmt.Sprintf("* ESEARCH (TAG %s)", imapwire.AppendString(nil, c.tag))
-	if c.uid {
+	out := fmt.Sprintf("* ESEARCH (TAG %s)", imapwire.AppendString(nil, c.Tag))
+	if c.ByUID {
 		out += " UID"
 	}
 	has := func(o string) bool { return slices.Contains(ret, o) }

@@ -68,7 +68,7 @@ func (b *selected) uids(idx []int) []uint32 {
 }
 
 func (s *session) selectBox(c *command) {
-	name := c.args.Mailbox()
+	a, _ := c.Args.(imapwire.SelectArgs)
 	if c.args.Accept(' ') {
 		c.args.List(func() {
 			if p := strings.ToUpper(c.args.Atom()); p == "CONDSTORE" {
@@ -85,7 +85,7 @@ func (s *session) selectBox(c *command) {
 		s.sel = nil
 		s.line("* OK [CLOSED] Previous mailbox closed.")
 	}
-	sn, err := s.opt.Store.Snapshot(s.User, name)
+	sn, err := s.opt.Store.Snapshot(s.User, a.Mailbox)
 	if err != nil {
 		s.fail(c, err)
 		return
@@ -94,7 +94,7 @@ func (s *session) selectBox(c *command) {
 		s.no(c, "[NONEXISTENT] Mailbox cannot be selected")
 		return
 	}
-	b := &selected{id: sn.ID, name: sn.Name, readOnly: c.verb == "EXAMINE", view: slices.Clone(sn.Rows), told: sn, keywords: map[string]bool{}}
+	b := &selected{id: sn.ID, name: sn.Name, readOnly: c.Verb == imapwire.Examine, view: slices.Clone(sn.Rows), told: sn, keywords: map[string]bool{}}
 	for _, m := range sn.Rows {
 		b.note(m.Flags)
 	}
@@ -220,14 +220,14 @@ func (s *session) closeBox(c *command) {
 	if s.bad(c) {
 		return
 	}
-	if c.verb == "CLOSE" && !s.sel.readOnly {
+	if c.Verb == imapwire.Close && !s.sel.readOnly {
 		if err := s.opt.Store.Expunge(s.work, s.User, s.sel.id, nil); err != nil {
 			s.fail(c, err)
 			return
 		}
 	}
 	s.sel = nil
-	s.ok(c, "%s completed", c.verb)
+	s.ok(c, "%s completed", c.Verb)
 }
 
 // writable answers NO in a mailbox that is open for reading only.
@@ -240,12 +240,12 @@ func (s *session) writable(c *command) bool {
 
 func (s *session) expunge(c *command) {
 	var only []uint32
-	if c.uid {
-		set := c.args.Set()
+	if c.ByUID {
+		a, _ := c.Args.(imapwire.SetArgs)
 		if s.bad(c) {
 			return
 		}
-		idx, _ := s.sel.indexes(set, true)
+		idx, _ := s.sel.indexes(a.Set, true)
 		only = append([]uint32{}, s.sel.uids(idx)...)
 	}
 	if s.bad(c) || !s.writable(c) {
@@ -264,21 +264,10 @@ func (s *session) expunge(c *command) {
 }
 
 func (s *session) store(c *command) {
-	ch := row.FlagChange{Mailbox: s.sel.id}
-	set := c.args.Set()
-	c.args.SP()
-	if c.args.Accept('(') {
-		if !strings.EqualFold(c.args.Atom(), "UNCHANGEDSINCE") {
-			c.args.Failf("unknown modifier")
-		}
-		c.args.SP()
-		ch.UnchangedSince = c.args.Number()
-		s.condstore = true
-		c.args.Expect(')')
-		c.args.SP()
-	}
-	silent := s.storeOp(c, &ch)
-	idx, ok := s.sel.indexes(set, c.uid)
+	a, _ := c.Args.(imapwire.StoreArgs)
+	s.condstore = s.condstore || a.Conditional
+	ch := row.FlagChange{Mailbox: s.sel.id, Op: row.FlagOp(a.Op), Flags: a.Flags, UnchangedSince: a.UnchangedSince}
+	idx, ok := s.sel.indexes(a.Set, c.ByUID)
 	if !ok {
 		c.args.Failf("no such message")
 	}
@@ -291,11 +280,11 @@ func (s *session) store(c *command) {
 		s.fail(c, err)
 		return
 	}
-	s.afterStore(c, idx, silent)
-	s.tell(c.uid)
+	s.afterStore(c, idx, a.Silent)
+	s.tell(c.ByUID)
 	if len(modified) > 0 {
 		nums := modified
-		if !c.uid {
+		if !c.ByUID {
 			nums = nil
 			for _, u := range modified {
 				nums = append(nums, uint32(s.sel.find(u)+1))
@@ -305,34 +294,6 @@ func (s *session) store(c *command) {
 		return
 	}
 	s.ok(c, "Store completed")
-}
-
-func (s *session) storeOp(c *command, ch *row.FlagChange) (silent bool) {
-	switch {
-	case c.args.Accept('+'):
-		ch.Op = row.Add
-	case c.args.Accept('-'):
-		ch.Op = row.Remove
-	default:
-		ch.Op = row.Replace
-	}
-	switch strings.ToUpper(c.args.Atom()) {
-	case "FLAGS":
-	case "FLAGS.SILENT":
-		silent = true
-	default:
-		c.args.Failf("expected FLAGS")
-	}
-	c.args.SP()
-	if c.args.Peek() == '(' {
-		ch.Flags = c.args.Flags()
-	} else {
-		ch.Flags = append(ch.Flags, c.args.Flag())
-		for c.args.Accept(' ') {
-			ch.Flags = append(ch.Flags, c.args.Flag())
-		}
-	}
-	return silent
 }
 
 // afterStore answers a STORE, message by message.
@@ -350,7 +311,7 @@ func (s *session) afterStore(c *command, idx []int, silent bool) {
 		s.sel.view[i] = now
 		switch {
 		case !silent:
-			s.flagLine(i, now, c.uid)
+			s.flagLine(i, now, c.ByUID)
 		case s.condstore && old.ModSeq != now.ModSeq:
 			s.line("* %d FETCH (UID %d MODSEQ (%d))", i+1, now.UID, max(now.ModSeq, 1))
 		}
@@ -358,21 +319,19 @@ func (s *session) afterStore(c *command, idx []int, silent bool) {
 }
 
 func (s *session) copy(c *command) {
-	set := c.args.Set()
-	c.args.SP()
-	to := c.args.Mailbox()
-	idx, ok := s.sel.indexes(set, c.uid)
+	a, _ := c.Args.(imapwire.CopyArgs)
+	idx, ok := s.sel.indexes(a.Set, c.ByUID)
 	if !ok {
 		c.args.Failf("no such message")
 	}
-	move := c.verb == "MOVE"
+	move := c.Verb == imapwire.Move
 	if s.bad(c) || move && !s.writable(c) {
 		return
 	}
-	got, err := s.opt.Store.Copy(s.work, s.User, row.CopyCmd{From: s.sel.id, UIDs: s.sel.uids(idx), To: to, Move: move})
+	got, err := s.opt.Store.Copy(s.work, s.User, row.CopyCmd{From: s.sel.id, UIDs: s.sel.uids(idx), To: a.Target, Move: move})
 	if err != nil {
 		if code := s.opt.Store.Code(err); code == "NONEXISTENT" {
-			s.no(c, "[TRYCREATE] Mailbox doesn't exist: %s", oneLine(to))
+			s.no(c, "[TRYCREATE] Mailbox doesn't exist: %s", oneLine(a.Target))
 			return
 		}
 		s.fail(c, err)

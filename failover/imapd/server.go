@@ -114,12 +114,10 @@ type session struct {
 
 // command is one whole command.
 type command struct {
-	tag, verb string
-	uid       bool
-	args      *imapwire.Reader
-	message   []byte // APPEND
-	tooBig    bool
-	extra     bool // more than one message
+	imapwire.Command
+	args    *imapwire.Reader // what Args does not tell of, and where the first error is
+	message []byte           // of an APPEND
+	tooBig  bool             // a literal was over its limit, and is not kept
 }
 
 // errBye ends a session whose stream is out of step.
@@ -174,111 +172,101 @@ func (s *session) run() error {
 
 // read reads one command; nil if the line was no command and was answered.
 func (s *session) read() (*command, error) {
-	var text []byte
 	c := &command{}
-	for {
-		line, lit, err := s.readLine()
+	for !c.Whole {
+		line, p, err := s.readLine()
 		if err != nil {
 			return nil, err
 		}
-		if text == nil {
-			head := imapwire.ParseHead(line)
-			c.tag, c.verb = head.Tag, head.Name()
-			if !head.Valid() {
-				s.line("* BAD Error in IMAP command: no tag or no command")
-				return nil, nil
-			}
+		if p.First && !imapwire.ParseHead(line).Valid() {
+			s.line("* BAD Error in IMAP command: no tag or no command")
+			return nil, nil
 		}
-		if c.message == nil && !c.tooBig {
-			text = append(text, line...)
-		} else if len(imapwire.TrimEOL(line)) > 0 {
-			c.extra = true
+		lit := p.Lit
+		if c.tooBig && !c.Message {
+			// What is behind a name that was not kept means nothing.
+			line, p.Lit = nil, imapwire.Literal{}
+		}
+		if err = c.Receive(p, line); err != nil && !c.overLimit(lit) {
+			return nil, errBye{"Command too long"}
 		}
 		if !lit.Present {
 			break
 		}
-		body, refused, err := s.literal(c, text, lit)
-		if err != nil || refused {
+		if refused, err := s.literal(c, lit); err != nil || refused {
 			return nil, err
 		}
-		if isMessage(c.verb, text) {
-			c.message = body
-		} else if text = append(text, body...); len(text) > 2*imapwire.MaxLine {
-			return nil, errBye{"Command too long"}
-		}
 	}
-	skip := 2
-	if rest, ok := strings.CutPrefix(c.verb, "UID "); ok {
-		c.verb, c.uid, skip = rest, true, 3
-	}
-	parts := strings.SplitN(string(text), " ", skip+1)
-	rest := ""
-	if len(parts) > skip {
-		rest = parts[skip]
-	}
-	c.args = imapwire.NewReader([]byte(rest))
+	c.args = c.Tail()
 	return c, nil
 }
 
-func (s *session) readLine() ([]byte, imapwire.Literal, error) {
+// overLimit reports whether a literal is too large for what is not a message.
+func (c *command) overLimit(lit imapwire.Literal) bool {
+	return lit.Present && !c.Message && lit.Size > imapwire.MaxLiteral
+}
+
+func (s *session) readLine() ([]byte, imapwire.Piece, error) {
 	line, err := s.br.ReadSlice('\n')
 	if errors.Is(err, bufio.ErrBufferFull) {
-		return nil, imapwire.Literal{}, errBye{"Command line too long"}
+		return nil, imapwire.Piece{}, errBye{"Command line too long"}
 	}
 	if err != nil {
 		if s.ctx.Err() != nil {
 			err = errBye{"Server is shutting down"}
 		}
-		return nil, imapwire.Literal{}, err
+		return nil, imapwire.Piece{}, err
 	}
 	p, err := s.sc.Next(line)
 	if err != nil {
-		return nil, imapwire.Literal{}, errBye{"Cannot follow: " + err.Error()}
+		return nil, imapwire.Piece{}, errBye{"Cannot follow: " + err.Error()}
 	}
-	return append([]byte(nil), line...), p.Lit, nil
+	return append([]byte(nil), line...), p, nil
 }
 
-func isMessage(verb string, text []byte) bool {
-	if verb != "APPEND" {
-		return false
-	}
-	i := strings.LastIndexByte(string(text), '{')
-	return i > 0 && len(strings.Fields(string(text[:i]))) > 2
-}
-
-// literal reads an announced literal. refused tells that a synchronising one
-// was answered with NO, and none follows.
-func (s *session) literal(c *command, text []byte, lit imapwire.Literal) (b []byte, refused bool, err error) {
+// literal reads an announced literal: the message of an APPEND, or a part of the
+// command. refused tells that a synchronising one was answered with NO, and none
+// follows.
+func (s *session) literal(c *command, lit imapwire.Literal) (refused bool, err error) {
 	limit := int64(imapwire.MaxLiteral)
-	if isMessage(c.verb, text) {
+	if c.Message {
 		limit = s.opt.MaxMessage
 	}
 	if lit.Size > limit {
 		if !lit.NonSync {
 			s.sc.Cancel()
-			s.line("%s NO [TOOBIG] Literal of %d bytes is over the limit of %d", c.tag, lit.Size, limit)
-			return nil, true, nil
+			s.line("%s NO [TOOBIG] Literal of %d bytes is over the limit of %d", c.Tag, lit.Size, limit)
+			return true, nil
 		}
 		if lit.Size > 4*limit {
-			return nil, false, errBye{"Literal too large"}
+			return false, errBye{"Literal too large"}
 		}
 		c.tooBig = true
 	}
 	if !lit.NonSync {
 		s.line("+ OK")
 		if err := s.w.Flush(); err != nil {
-			return nil, false, err
+			return false, err
 		}
 	}
 	_ = s.conn.SetReadDeadline(time.Now().Add(s.opt.Timeout))
 	if c.tooBig {
 		_, err = io.CopyN(io.Discard, s.br, lit.Size)
-	} else {
-		b = make([]byte, lit.Size)
-		_, err = io.ReadFull(s.br, b)
+		s.sc.Took(lit.Size)
+		return false, err
 	}
+	b := make([]byte, lit.Size)
+	_, err = io.ReadFull(s.br, b)
 	s.sc.Took(lit.Size)
-	return b, false, err
+	if err != nil {
+		return false, err
+	}
+	if c.Message {
+		c.message = b
+	} else if c.Receive(imapwire.Piece{Kind: imapwire.Body, N: len(b)}, b) != nil {
+		return false, errBye{"Command too long"}
+	}
+	return false, nil
 }
 
 // line writes one line; errors show at the next flush.
@@ -288,11 +276,11 @@ func (s *session) line(format string, a ...any) {
 }
 
 func (s *session) ok(c *command, format string, a ...any) {
-	s.line(c.tag+" OK "+format, a...)
+	s.line(c.Tag+" OK "+format, a...)
 }
 
 func (s *session) no(c *command, format string, a ...any) {
-	s.line(c.tag+" NO "+format, a...)
+	s.line(c.Tag+" NO "+format, a...)
 }
 
 // fail answers NO for an error of the store. What a client cannot understand
@@ -300,7 +288,7 @@ func (s *session) no(c *command, format string, a ...any) {
 func (s *session) fail(c *command, err error) {
 	code := s.opt.Store.Code(err)
 	if code == "" {
-		s.opt.Log.Error("command failed", "account", s.User, "command", c.verb, "err", err)
+		s.opt.Log.Error("command failed", "account", s.User, "command", string(c.Verb), "err", err)
 		s.no(c, "[UNAVAILABLE] Not possible at the moment")
 		return
 	}
@@ -320,8 +308,13 @@ func oneLine(t string) string {
 func (s *session) bad(c *command) bool {
 	c.args.End()
 	if err := c.args.Err(); err != nil {
-		s.line("%s BAD %s", c.tag, oneLine(err.Error()))
+		s.refuse(c, err)
 		return true
 	}
 	return false
+}
+
+// refuse answers BAD: the arguments are wrong.
+func (s *session) refuse(c *command, err error) {
+	s.line("%s BAD %s", c.Tag, oneLine(err.Error()))
 }

@@ -113,7 +113,8 @@ func (g *gate) lease(account string, standby bool, turns uint64) (s Side, ok boo
 	}
 	l := &lease{account: account, standby: standby, revoked: make(chan struct{})}
 	g.leases[l] = struct{}{}
-	return Side{Standby: standby, Revoked: l.revoked, Patience: func() time.Duration { return l.patience }, Release: func() { g.release(l) }}, true
+	return Side{Standby: standby, Revoked: l.revoked, Patience: func() time.Duration { return l.patience },
+		Release: func() { g.release(l) }}, true
 }
 
 func (g *gate) release(l *lease) {

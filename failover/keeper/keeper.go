@@ -45,7 +45,8 @@ type Actor interface {
 	// HandBack does the last of it, account by account. block stops an
 	// account's sessions; unblock lets them go to the side that now answers. left
 	// tells that the standby still answers for some.
-	HandBack(ctx context.Context, only []string, block func(account string) error, unblock func(account string)) (left bool, err error)
+	HandBack(ctx context.Context, only []string, block func(account string) error,
+		unblock func(account string)) (left bool, err error)
 	// Protect and Rest start and stop what follows production. Neither waits.
 	Protect()
 	Rest()
@@ -235,10 +236,12 @@ func (k *Keeper) settle(ctx context.Context) {
 	s := k.unsaved
 	if s.next.Lasting(s.old) {
 		if err := k.opt.Save(ctx, s.next); err != nil {
-			k.opt.Log.Error("failover state cannot be saved; nothing is done until it is", "to", s.next.Phase, "err", err)
+			k.opt.Log.Error("failover state cannot be saved; nothing is done until it is", "to", s.next.Phase, "err",
+				err)
 			return
 		}
-		k.opt.Log.Info("failover", "mode", k.opt.Limits.Mode, "from", s.old.Phase, "to", s.next.Phase, "epoch", s.next.Epoch, "why", s.why)
+		k.opt.Log.Info("failover", "mode", k.opt.Limits.Mode, "from", s.old.Phase, "to", s.next.Phase, "epoch",
+			s.next.Epoch, "why", s.why)
 	}
 	k.unsaved = nil
 	k.mu.Lock()
@@ -256,7 +259,8 @@ func (k *Keeper) settle(ctx context.Context) {
 
 // note adds to the history; what is tried again and again is one entry. mu is held.
 func (k *Keeper) note(e Entry) {
-	if n := len(k.history); n > 0 && k.history[n-1].Phase == e.Phase && k.history[n-1].Epoch == e.Epoch && k.history[n-1].Why == e.Why {
+	if n := len(k.history); n > 0 && k.history[n-1].Phase == e.Phase && k.history[n-1].Epoch == e.Epoch &&
+		k.history[n-1].Why == e.Why {
 		k.history[n-1] = e
 		return
 	}

@@ -19,6 +19,8 @@ type site struct {
 	did    []string
 	fail   map[string]int // how often a step fails
 	handed bool
+	// at is called in the midst of a step, or of a question.
+	at map[string]func()
 }
 
 func (s *site) step(ctx context.Context, name string) error {
@@ -26,7 +28,11 @@ func (s *site) step(ctx context.Context, name string) error {
 	s.did = append(s.did, name)
 	bad := s.fail[name] > 0
 	s.fail[name]--
+	f := s.at[name]
 	s.mu.Unlock()
+	if f != nil {
+		f()
+	}
 	select {
 	case <-time.After(50 * time.Millisecond):
 	case <-ctx.Done():
@@ -38,20 +44,41 @@ func (s *site) step(ctx context.Context, name string) error {
 	return nil
 }
 
+// when has f called in the midst of a step.
+func (s *site) when(name string, f func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.at[name] = f
+}
+
 func (s *site) Fence(ctx context.Context, _ uint64) error      { return s.step(ctx, "fence") }
-func (s *site) Unfence(context.Context, uint64) error          { return nil }
+func (s *site) Unfence(ctx context.Context, _ uint64) error    { return s.step(ctx, "unfence") }
 func (s *site) Sweep(ctx context.Context) error                { return s.step(ctx, "sweep") }
 func (s *site) CatchUp(ctx context.Context) error              { return s.step(ctx, "catch up") }
-func (s *site) Replay(ctx context.Context) error               { return s.step(ctx, "replay") }
 func (s *site) CopyBack(ctx context.Context, _ []string) error { return s.step(ctx, "copy back") }
 func (s *site) Protect()                                       {}
 func (s *site) Rest()                                          {}
 func (s *site) OnProduction(string) bool {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.handed
+	there, f := s.handed, s.at["home"]
+	delete(s.at, "home") // once
+	s.mu.Unlock()
+	if f != nil {
+		f()
+	}
+	return there
 }
-func (s *site) HandBack(ctx context.Context, only []string, block func(string) error, unblock func(string)) (left bool, err error) {
+func (s *site) Replay(ctx context.Context) error {
+	err := s.step(ctx, "replay")
+	if err == nil {
+		s.mu.Lock()
+		s.handed = false
+		s.mu.Unlock()
+	}
+	return err
+}
+func (s *site) HandBack(ctx context.Context, only []string, block func(string) error, unblock func(string)) (left bool,
+	err error) {
 	defer unblock("a")
 	if err := block("a"); err != nil {
 		return true, err
@@ -78,6 +105,9 @@ func (s *site) keeper(t *testing.T, mode failover.Mode) *Keeper {
 		Save: func(_ context.Context, st failover.State) error {
 			s.mu.Lock()
 			defer s.mu.Unlock()
+			if s.fail["save"]--; s.fail["save"] >= 0 {
+				return errors.New("the disk is full")
+			}
 			s.saved = st
 			return nil
 		}})
@@ -165,7 +195,8 @@ func TestM15_RevokedBeforeServing(t *testing.T) {
 // M17: a planned takeover whose last sweep fails is called off, and production
 // goes on; an unplanned one tries again.
 func TestM17_CalledOff(t *testing.T) {
-	s := &site{saved: failover.State{Phase: failover.Protecting}, fail: map[string]int{"sweep": 1, "catch up": 1, "replay": 2}}
+	s := &site{saved: failover.State{Phase: failover.Protecting},
+		fail: map[string]int{"sweep": 1, "catch up": 1, "replay": 2}}
 	run(t, s, failover.Confirm, func(ctx context.Context, k *Keeper) {
 		for range 2 {
 			k.Tell(failover.Happened{Event: failover.Takeover})

@@ -14,16 +14,9 @@ import (
 
 	"understudy/proxy/seam"
 	"understudy/proxy/upstream"
-	"understudy/replica/row"
 	"understudy/snoop/imapsession"
 	"understudy/snoop/imapwire"
 )
-
-// news is what the client has still to be told of its mailbox.
-type news struct {
-	exists bool
-	flags  []row.FlagsOf
-}
 
 // standby makes the standby the upstream.
 func (s *session) standby(lease seam.Lease) *link {
@@ -49,7 +42,7 @@ func (s *session) next(ctx context.Context) *link {
 		if err != nil {
 			return nil
 		}
-		up, err := s.attach(ctx, lease)
+		up, err := s.adopt(ctx, lease)
 		if err == nil {
 			return up
 		}
@@ -70,8 +63,8 @@ func (s *session) next(ctx context.Context) *link {
 	}
 }
 
-// attach makes an upstream and brings it to the session's state.
-func (s *session) attach(ctx context.Context, lease seam.Lease) (*link, error) {
+// adopt makes an upstream and brings it to the session's state.
+func (s *session) adopt(ctx context.Context, lease seam.Lease) (*link, error) {
 	work, cancel := upstream.LeaseContext(ctx, lease)
 	defer cancel()
 	var up *link
@@ -88,14 +81,15 @@ func (s *session) attach(ctx context.Context, lease seam.Lease) (*link, error) {
 	}
 	// Before the mailbox is opened: of what is taken out of it now the client is
 	// told as of what it missed.
-	if err = s.outcomes(work, lease.Side); err == nil {
-		err = s.inTurn(work, lease.Side, func() error { return s.restore(up) })
+	a := adoption{s, up}
+	if err = s.outcomes(work, up.production()); err == nil {
+		err = s.inTurn(work, lease.Side, a.restore)
 	}
 	if err == nil {
-		err = s.finishUnit(up)
+		err = a.finishUnit()
 	}
 	if err == nil {
-		err = s.answerDone()
+		err = s.answerFound()
 	}
 	if !stop() && err == nil {
 		err = seam.ErrLost
@@ -172,60 +166,56 @@ func (s *session) relogin(ctx context.Context, lease seam.Lease) (*link, error) 
 	return nil, fmt.Errorf("%w: production does not take its login any more", imapsession.ErrNotAdoptable)
 }
 
+// adoption brings an upstream to the session's state.
+type adoption struct {
+	s  *session
+	up *link
+}
+
 // restore opens the mailbox, and finds out how the client's view of it differs.
-func (s *session) restore(up *link) error {
+func (a adoption) restore() error {
+	s, up := a.s, a.up
 	s.mu.Lock()
-	condstore, box := s.track.CondStore, s.track.Box
-	if s.track.Opening() {
-		box = nil
-	}
-	s.numbers, s.news = imapsession.Numbers{}, news{}
-	// Sent again without a second answer: only as a non-synchronising literal.
-	asked := slices.ContainsFunc(s.track.Outstanding(), func(c *imapsession.Cmd) bool { return c.Continued && c.Verb != "IDLE" })
+	want := s.state.Resume()
 	s.mu.Unlock()
-	if asked && !up.Caps.Has("LITERAL+") {
+	if want.NonSync && !up.Caps.Has("LITERAL+") {
 		return fmt.Errorf("%w: upstream has no LITERAL+", imapsession.ErrNotAdoptable)
 	}
-	if condstore && up.Caps.Has("CONDSTORE") && up.Caps.Has("ENABLE") {
+	if want.CondStore && up.Caps.Has("CONDSTORE") && up.Caps.Has("ENABLE") {
 		if _, err := up.Command("UA1", "ENABLE CONDSTORE"); err != nil {
 			return err
 		}
 	}
-	if box == nil {
+	if !want.Open {
 		return nil
 	}
-	st, uids, modseq, err := s.reopen(up, box)
+	st, uids, modseq, err := a.reopen(want)
 	if err != nil {
 		return err
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	filled, err := box.Fill(uids)
-	if err != nil {
+	missed, err := s.state.Reopened(st, uids, modseq)
+	s.mu.Unlock()
+	if err != nil || !missed.Any {
 		return err
 	}
-	var fresh []uint32
-	s.numbers, fresh = imapsession.NewNumbers(box.View, uids)
-	s.track.Grow(fresh)
-	s.news = news{exists: len(fresh) > 0}
-	if box.ModSeq > 0 && modseq > box.ModSeq || len(filled) > 0 {
-		s.news.flags = s.srv.opt.Replica.Changes(s.account, box.Name, box.ModSeq, filled)
-	}
-	box.UIDValidity, box.UIDNext = st.UIDValidity, st.UIDNext
-	if modseq > 0 {
-		box.ModSeq = modseq
-	}
+	flags := s.srv.opt.Replica.Changes(s.account, want.Mailbox, missed.Since, missed.Also)
+	s.mu.Lock()
+	s.state.Changed(flags)
+	s.mu.Unlock()
 	return nil
 }
 
-// reopen selects the mailbox and returns its UIDs.
-func (s *session) reopen(up *link, box *imapsession.Box) (st boxState, uids []uint32, modseq uint64, err error) {
+// reopen selects the mailbox and returns its UIDs, and the MODSEQ of the replica up to
+// which it is known, 0 if that is not certain.
+func (a adoption) reopen(want imapsession.Resume) (st imapsession.BoxState, uids []uint32, modseq uint64, err error) {
+	s, up := a.s, a.up
 	verb := "SELECT "
-	if box.ReadOnly {
+	if want.ReadOnly {
 		verb = "EXAMINE "
 	}
-	sn := s.srv.opt.Replica.Known(s.account, box.Name)
-	r, err := up.Ask("UA2", verb+imapwire.AString(box.Name), func(r imapwire.Response) {
+	sn := s.srv.opt.Replica.Known(s.account, want.Mailbox)
+	r, err := up.Ask("UA2", verb+imapwire.AString(want.Mailbox), func(r imapwire.Response) {
 		n, _ := strconv.ParseUint(string(r.Arg), 10, 32)
 		switch {
 		case r.Name == "EXISTS":
@@ -239,13 +229,17 @@ func (s *session) reopen(up *link, box *imapsession.Box) (st boxState, uids []ui
 	if err != nil {
 		return st, nil, 0, err
 	}
-	if r.Name != "OK" || s.shown(up, box.Name, st.UIDValidity) != box.Shown {
+	shown := st.UIDValidity
+	if v := up.virtual(s, want.Mailbox); v != 0 {
+		shown = v
+	}
+	if r.Name != "OK" || shown != want.Shown {
 		return st, nil, 0, fmt.Errorf("%w: mailbox is another one: %s %s", imapsession.ErrNotAdoptable, r.Name, r.Rest)
 	}
-	if same(sn, up.lease.Side, st) {
+	if imapsession.Same(sn, up.production(), st) {
 		modseq = sn.ModSeq
 	}
-	if uids, ok := view(sn, up.lease.Side, st); ok {
+	if uids, ok := imapsession.Proves(sn, up.production(), st); ok {
 		return st, uids, modseq, nil
 	}
 	uids, err = listUIDs(up.IMAP, st.Exists)
@@ -294,15 +288,19 @@ func listUIDs(ic *upstream.IMAP, count int) (uids []uint32, err error) {
 }
 
 // finishUnit gives the client the rest of a literal that was cut.
-func (s *session) finishUnit(up *link) error {
+func (a adoption) finishUnit() error {
+	s := a.s
 	s.mu.Lock()
-	u := s.unit
+	u, number, there := s.state.Half()
 	s.mu.Unlock()
-	if !u.open {
+	if !u.Open() {
 		return nil
 	}
-	if u.got < u.size {
-		if err := s.restOfLiteral(up, &u); err != nil {
+	if u.Got < u.Size {
+		if !there {
+			return fmt.Errorf("%w: UID %d is gone in the middle of its transfer", imapsession.ErrNotAdoptable, u.UID)
+		}
+		if err := a.restOfLiteral(&u, number); err != nil {
 			return err
 		}
 	}
@@ -310,51 +308,16 @@ func (s *session) finishUnit(up *link) error {
 		return err
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if c := s.unit.cmd; c != nil && !holdsAll(c, u.head) {
-		c.Undelivered(u.uid)
-	}
-	s.unit = unit{}
+	s.state.EndUnit()
+	s.mu.Unlock()
 	return nil
-}
-
-// holdsAll reports whether a FETCH response that ends after its literal holds
-// all that was asked for.
-func holdsAll(c *imapsession.Cmd, head []byte) bool {
-	r := c.Args()
-	r.Set()
-	asked := strings.ToUpper(strings.Trim(string(r.Rest()), " ()"))
-	got := strings.ToUpper(string(head))
-	if i := strings.IndexByte(asked, '['); i >= 0 {
-		j := strings.LastIndexByte(asked, ']')
-		if j < i || strings.Contains(asked[i+1:j], "[") {
-			return false // several sections
-		}
-		asked = asked[:strings.LastIndexByte(asked[:i], ' ')+1] + strings.TrimLeft(asked[j+1:], "<.0123456789>")
-	}
-	for _, w := range strings.Fields(asked) {
-		if !strings.Contains(got, w+" ") {
-			return false
-		}
-	}
-	return true
 }
 
 // restOfLiteral fetches the section again, checks that it is the one of which
 // the client has the beginning, and forwards the rest.
-func (s *session) restOfLiteral(up *link, u *unit) error {
-	ask := section(u.line)
-	if i := strings.IndexByte(ask, '<'); i >= 0 {
-		ask = strings.TrimSuffix(ask, ">") + fmt.Sprintf(".%d>", u.size)
-	}
-	s.mu.Lock()
-	// By number: then no EXPUNGE can come in between (RFC 9051 section 7.5.1).
-	n, there := s.numbers.Server(uint32(slices.Index(s.track.Box.View, u.uid) + 1))
-	s.mu.Unlock()
-	if !there {
-		return fmt.Errorf("%w: UID %d is gone in the middle of its transfer", imapsession.ErrNotAdoptable, u.uid)
-	}
-	if _, err := fmt.Fprintf(up.Conn, "UA4 FETCH %d (%s)\r\n", n, ask); err != nil {
+func (a adoption) restOfLiteral(u *imapsession.Unit, number uint32) error {
+	s, up := a.s, a.up
+	if _, err := fmt.Fprintf(up.Conn, "UA4 FETCH %d (%s)\r\n", number, u.Ask()); err != nil {
 		return err
 	}
 	found := false
@@ -369,46 +332,40 @@ func (s *session) restOfLiteral(up *link, u *unit) error {
 		}
 		if r.Name == "EXISTS" {
 			s.mu.Lock()
-			s.track.Grow(make([]uint32, max(0, int(s.numbers.Exists(r.Num))-len(s.track.Box.View))))
-			s.news.exists = true
+			s.state.Grew(r.Num)
 			s.mu.Unlock()
 		}
 		lit := imapwire.ParseMarker([]byte(line + "\r\n"))
 		if r.Name != "FETCH" || !lit.Present {
 			continue
 		}
-		if found || lit.Size != u.size {
-			return fmt.Errorf("%w: section %s of UID %d has %d bytes, not %d", imapsession.ErrNotAdoptable, ask, u.uid, lit.Size, u.size)
+		if found || lit.Size != u.Size {
+			return fmt.Errorf("%w: section %s of UID %d has %d bytes, not %d", imapsession.ErrNotAdoptable, u.Ask(), u.UID, lit.Size, u.Size)
 		}
 		found = true
-		h := crc32.New(castagnoli)
-		if _, err := io.CopyN(h, up.R, u.got); err != nil {
-			return err
-		}
-		if h.Sum32() != u.sum {
-			return fmt.Errorf("%w: section %s of UID %d differs", imapsession.ErrNotAdoptable, ask, u.uid)
-		}
-		n, err := io.CopyN(writerFunc(s.toClient), up.R, u.size-u.got)
-		s.mu.Lock()
-		// Should this upstream be lost as well: nothing is sent twice.
-		s.unit.got = u.got + n
-		s.unit.part = n < u.size-u.got
-		s.mu.Unlock()
-		if err != nil {
+		if err := a.compare(u); err != nil {
 			return err
 		}
 	}
 	if !found {
-		return fmt.Errorf("%w: UID %d is gone in the middle of its transfer", imapsession.ErrNotAdoptable, u.uid)
+		return fmt.Errorf("%w: UID %d is gone in the middle of its transfer", imapsession.ErrNotAdoptable, u.UID)
 	}
 	return nil
 }
 
-type writerFunc func([]byte) error
-
-func (f writerFunc) Write(p []byte) (int, error) {
-	if err := f(p); err != nil {
-		return 0, err
+// compare reads a literal, whose beginning has to be what the client has of it, and
+// forwards the rest.
+func (a adoption) compare(u *imapsession.Unit) error {
+	h := crc32.New(imapsession.Castagnoli())
+	if _, err := io.CopyN(h, a.up.R, u.Got); err != nil {
+		return err
 	}
-	return len(p), nil
+	if h.Sum32() != u.Sum {
+		return fmt.Errorf("%w: section %s of UID %d differs", imapsession.ErrNotAdoptable, u.Ask(), u.UID)
+	}
+	n, err := io.CopyN(&a.s.client, a.up.R, u.Size-u.Got)
+	a.s.mu.Lock()
+	a.s.state.Unit.Completed(n)
+	a.s.mu.Unlock()
+	return err
 }

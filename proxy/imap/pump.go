@@ -3,10 +3,8 @@ package imap
 import (
 	"bytes"
 	"net"
-	"strings"
 	"time"
 
-	"understudy/proxy/seam"
 	"understudy/snoop/imapsession"
 	"understudy/snoop/imapwire"
 )
@@ -64,7 +62,7 @@ func (s *session) fromClient() error {
 	sc := imapwire.Scanner{Side: imapwire.Client}
 	var win window
 	for {
-		if err := win.fill(s.client); err != nil {
+		if err := win.fill(s.client.Conn); err != nil {
 			return err
 		}
 		for win.r < win.w {
@@ -83,115 +81,104 @@ func (s *session) fromClient() error {
 }
 
 // batch follows and sends what the window holds, up to a point where the
-// server's word has to be waited for, which it returns.
-func (s *session) batch(sc *imapwire.Scanner, win *window) (wait *imapsession.Cmd, err error) {
-	up := s.hold()
-	defer s.send.Unlock()
+// server's word has to be waited for, on the exchange which it returns.
+func (s *session) batch(sc *imapwire.Scanner, win *window) (wait *imapsession.Exchange, err error) {
+	up := s.seat.hold()
+	defer s.seat.turn.Unlock()
 	if up == nil {
 		return nil, net.ErrClosed
 	}
 	from := win.r
-	defer func() { s.write(up, win.b[from:win.r]) }()
+	defer func() { s.seat.write(up, win.b[from:win.r]) }()
 	for win.r < win.w {
 		piece, err := sc.Next(win.b[win.r:win.w])
 		if err != nil {
-			return nil, errCut("Cannot follow: " + err.Error())
+			return nil, imapsession.Cut("Cannot follow: " + err.Error())
 		}
 		if piece.Kind == imapwire.More {
 			return nil, nil
 		}
-		b := win.b[win.r : win.r+piece.N]
-		cmd, wait, err := s.follow(piece, b, up.lease.Side == seam.Production)
+		taken, instead, err := s.follow(piece, win.b[win.r:win.r+piece.N], up.production())
 		if err != nil {
 			return nil, err
 		}
-		repl, ok, err := s.rewriteCommand(cmd, piece, b)
-		if err != nil {
-			return nil, err
-		}
-		if ok {
-			s.write(up, win.b[from:win.r])
-			s.write(up, repl)
+		if taken.Drop || instead != nil {
+			s.seat.write(up, win.b[from:win.r])
+			s.seat.write(up, instead)
 			from = win.r + piece.N
 		}
 		win.r += piece.N
-		if wait {
-			return cmd, nil
+		if taken.Wait {
+			return taken.Exchange, nil
 		}
 	}
 	return nil, nil
 }
 
-// follow gives a piece of the client's to the tracker, and keeps the message of
-// an APPEND.
-func (s *session) follow(piece imapwire.Piece, b []byte, production bool) (cmd *imapsession.Cmd, wait bool, err error) {
+// follow has the state take a piece of the client's, and does what has to be done
+// before it is sent, or what is to be sent in its place. The turn is held.
+func (s *session) follow(piece imapwire.Piece, b []byte, production bool) (t imapsession.Taken, instead []byte, err error) {
+	now := time.Now()
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.heard = time.Now()
-	cmd, done, err := s.track.Client(piece, b)
+	if t, err = s.state.Client(piece, b, now, production); err == nil {
+		instead, err = s.state.Rewrite(t.Exchange, piece, b)
+	}
+	s.mu.Unlock()
+	t.Release.Release()
 	if err != nil {
-		return nil, false, errCut(err.Error())
+		return t, nil, imapsession.Cut(err.Error())
 	}
-	if wait = piece.Lit.Present && !piece.Lit.NonSync || done && cmd.Verb == "IDLE"; wait {
-		s.waiting = cmd
-	}
-	if done {
-		s.opens(cmd)
-	}
-	switch {
-	case done && (strings.HasSuffix(cmd.Verb, "COPY") || strings.HasSuffix(cmd.Verb, "MOVE")):
-		if to := copyTarget(cmd); to != "" {
-			cmd.Mark = s.srv.opt.Replica.Mark(s.account, to)
+	s.attach(t.Exchange, t.Needs)
+	if t.Write {
+		sp := t.Exchange.Kept.Spool
+		if _, err = sp.Write(b); err != nil {
+			s.srv.opt.Log.Error("keep a message that a client appends", "account", s.account, "err", err)
+			return t, nil, imapsession.Cut("Storage of the appliance failed")
 		}
-		if production {
-			s.asking[cmd] = s.srv.opt.Changes.Asking(s.account, cmd)
+		if t.Start {
+			sp.Start()
 		}
-		return cmd, wait, nil
-	case !cmd.Message || cmd.Extra || cmd.Answered():
-		return cmd, wait, nil
 	}
-	sp := s.spools[cmd]
-	if sp == nil {
-		sp = s.srv.opt.NewSpool()
-		s.spools[cmd] = sp
-		cmd.Mark = s.srv.opt.Replica.Mark(s.account, imapwire.NewReader(cmd.Args().Rest()).Mailbox())
-	}
-	if piece.Kind != imapwire.Body {
-		return cmd, wait, nil
-	}
-	_, err = sp.Write(b)
-	if piece.Left == 0 && production {
-		sp.Start()
-	}
-	if err != nil {
-		s.srv.opt.Log.Error("keep a message that a client appends", "account", s.account, "err", err)
-		return nil, false, errCut("Storage of the appliance failed")
-	}
-	return cmd, wait, nil
+	return t, instead, nil
 }
 
-// copyTarget is the mailbox that a COPY or MOVE leads to.
-func copyTarget(c *imapsession.Cmd) string {
-	r := c.Args()
-	r.Set()
-	r.SP()
-	to := r.Mailbox()
-	if r.Err() != nil {
-		return ""
+// attach attaches to a command what it needs before it is sent. The turn is held.
+func (s *session) attach(ex *imapsession.Exchange, n imapsession.Needs) {
+	if n == (imapsession.Needs{}) {
+		return
 	}
-	return to
+	var k imapsession.Kept
+	if n.Before != "" {
+		k.Before = s.srv.opt.Replica.Known(s.account, n.Before)
+	}
+	if n.Mark != "" {
+		k.Mark = s.srv.opt.Replica.Mark(s.account, n.Mark)
+	}
+	if n.Spool {
+		k.Spool = s.srv.opt.NewSpool()
+	}
+	if n.Intent != nil {
+		if n.Mark != "" {
+			n.Intent.Mark = k.Mark
+		}
+		k.Intent = s.srv.opt.Changes.Intend(s.account, *n.Intent)
+	}
+	s.mu.Lock()
+	back := ex.Attach(k)
+	s.mu.Unlock()
+	back.Release()
 }
 
 // await waits for the server's word to a synchronising literal or an IDLE. An
 // IDLE that runs takes one line, which is no command.
-func (s *session) await(cmd *imapsession.Cmd, sc *imapwire.Scanner, win *window) error {
+func (s *session) await(ex *imapsession.Exchange, sc *imapwire.Scanner, win *window) error {
 	var ok bool
 	select {
 	case ok = <-s.proceed:
 	case <-s.ended:
 		return net.ErrClosed
 	}
-	if cmd.Verb != "IDLE" {
+	if ex.Verb != imapwire.Idle {
 		if !ok {
 			sc.Cancel()
 		}
@@ -204,74 +191,30 @@ func (s *session) await(cmd *imapsession.Cmd, sc *imapwire.Scanner, win *window)
 		if i := bytes.IndexByte(win.b[win.r:win.w], '\n'); i >= 0 {
 			line := win.b[win.r : win.r+i+1]
 			win.r += i + 1
-			return s.endIdle(cmd, line)
+			return s.endIdle(ex, line)
 		}
 		if win.w-win.r > imapwire.MaxLine {
-			return errCut("Line too long")
+			return imapsession.Cut("Line too long")
 		}
-		if err := win.fill(s.client); err != nil {
+		if err := win.fill(s.client.Conn); err != nil {
 			return err
 		}
 	}
 }
 
 // endIdle passes on the line that ends an IDLE.
-func (s *session) endIdle(cmd *imapsession.Cmd, line []byte) error {
-	up := s.hold()
-	defer s.send.Unlock()
+func (s *session) endIdle(ex *imapsession.Exchange, line []byte) error {
+	up := s.seat.hold()
+	defer s.seat.turn.Unlock()
 	if up == nil {
 		return net.ErrClosed
 	}
+	now := time.Now()
 	s.mu.Lock()
-	s.heard = time.Now()
-	if !strings.EqualFold(string(imapwire.TrimEOL(line)), "DONE") {
-		s.track.Doubt = "IDLE was ended by another line than DONE"
-	}
-	cmd.Ended = true
-	open := !cmd.Answered()
+	send := s.state.EndIdle(ex, line, now)
 	s.mu.Unlock()
-	if open {
-		s.write(up, line)
-	}
-	return nil
-}
-
-// rewriteCommand replaces commands that would leave what the standby can do.
-// A command that production does not know keeps the answers in order.
-func (s *session) rewriteCommand(c *imapsession.Cmd, p imapwire.Piece, b []byte) ([]byte, bool, error) {
-	if p.Kind != imapwire.Line || !p.First {
-		return nil, false, nil
-	}
-	if out, err := s.renumber(c, b); out != nil || err != nil {
-		return out, true, err
-	}
-	if !p.Last {
-		return nil, false, nil
-	}
-	out := s.replaceCommand(c)
-	return out, out != nil, nil
-}
-
-// replaceCommand returns what is sent in place of a one-line command, or nil.
-func (s *session) replaceCommand(c *imapsession.Cmd) []byte {
-	switch c.Verb {
-	case "LOGOUT":
-		s.mu.Lock()
-		s.bye = true
-		s.mu.Unlock()
-	case "COMPRESS", "NOTIFY", "UNAUTHENTICATE", "STARTTLS", "LOGIN", "AUTHENTICATE", "XCLIENT":
-		return []byte(c.Tag + " XHIDDEN\r\n")
-	case "ENABLE":
-		var keep []string
-		for _, w := range strings.Fields(string(c.Args().Rest())) {
-			if s.srv.opt.Caps.Has(w) {
-				keep = append(keep, w)
-			}
-		}
-		if keep == nil {
-			return []byte(c.Tag + " NOOP\r\n")
-		}
-		return []byte(c.Tag + " ENABLE " + strings.Join(keep, " ") + "\r\n")
+	if send {
+		s.seat.write(up, line)
 	}
 	return nil
 }

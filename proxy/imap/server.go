@@ -56,17 +56,16 @@ type Replica interface {
 // Changes follows the commands that change something, each from before it is sent
 // until it is known what became of it.
 type Changes interface {
-	// Asking notes a command that is about to be sent to production; answered, if
-	// not nil, is called when its outcome is known, or Unanswered was told of it.
-	Asking(account string, c *imapsession.Cmd) (answered func())
+	// Intend notes a MOVE that is about to be sent to production.
+	Intend(account string, d row.Doubt) imapsession.Intent
 	// Settle makes durable what a command that production accepted changed.
-	Settle(ctx context.Context, account string, c *imapsession.Cmd, ok imapwire.Response, sp row.Spool) error
-	// Unanswered tells of a command that production did not answer before the
-	// session was lost.
-	Unanswered(account string, c *imapsession.Cmd)
+	Settle(ctx context.Context, account string, ex *imapsession.Exchange, ok imapwire.Response) error
+	// Unanswered keeps what a MOVE may have done that production did not answer
+	// before the session was lost.
+	Unanswered(account string, d row.Doubt)
 	// Outcome finds out whether a command that was not answered was done, and
 	// returns the response code of its OK. production tells who is asked.
-	Outcome(ctx context.Context, account string, c *imapsession.Cmd, sp row.Spool, production bool) (code string, done bool, err error)
+	Outcome(ctx context.Context, account string, ex *imapsession.Exchange, production bool) (code string, done bool, err error)
 }
 
 // Mailboxes is told of what mailboxes got from elsewhere.
@@ -188,11 +187,11 @@ func (unknown) Known(string, string) *row.Snapshot                     { return 
 func (unknown) Changes(string, string, uint64, []uint32) []row.FlagsOf { return nil }
 func (unknown) Mark(string, string) uint32                             { return 0 }
 func (unknown) Virtual(string, string) uint32                          { return 0 }
-func (unknown) Asking(string, *imapsession.Cmd) func()                 { return nil }
-func (unknown) Unanswered(string, *imapsession.Cmd)                    {}
-func (unknown) Settle(context.Context, string, *imapsession.Cmd, imapwire.Response, row.Spool) error {
+func (unknown) Intend(string, row.Doubt) imapsession.Intent            { return imapsession.Intent{} }
+func (unknown) Unanswered(string, row.Doubt)                           {}
+func (unknown) Settle(context.Context, string, *imapsession.Exchange, imapwire.Response) error {
 	return nil
 }
-func (unknown) Outcome(context.Context, string, *imapsession.Cmd, row.Spool, bool) (string, bool, error) {
+func (unknown) Outcome(context.Context, string, *imapsession.Exchange, bool) (string, bool, error) {
 	return "", false, nil
 }

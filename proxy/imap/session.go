@@ -3,16 +3,14 @@ package imap
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
-	"slices"
 	"sync"
 	"time"
 
 	"understudy/proxy/seam"
 	"understudy/proxy/upstream"
-	"understudy/replica/row"
 	"understudy/snoop/imapsession"
+	"understudy/snoop/imapwire"
 )
 
 // A peer that takes nothing for writeLimit is gone. The deadline is set anew
@@ -42,6 +40,8 @@ type link struct {
 	ended chan struct{} // of the standby's server: it does nothing any more
 }
 
+func (u *link) production() bool { return u.lease.Side == seam.Production }
+
 // shut closes the connection, and returns when nothing is done behind it.
 func (u *link) shut() {
 	_ = u.Close()
@@ -53,54 +53,132 @@ func (u *link) shut() {
 // session is a session after login. Its upstream can be replaced at any
 // moment: what the client is still owed is asked of the next one.
 //
-// The client's pump and carry are the two goroutines. send guards which
-// upstream is in use and what is written to it, from the moment that a command
-// is followed until it is sent; mu guards what both goroutines follow. send is
+// The client's pump and carry are the two goroutines. The seat is held from the
+// moment that a command is followed until it is sent; mu guards the state, which
+// is a value: nothing is done under it but to ask it what is to be done. The seat is
 // taken before mu.
 type session struct {
 	srv     *Server
 	account string
 	login   seam.Login
 	who     seam.Client
-	client  net.Conn
 	life    context.Context // of the session, and of what stands in for production
 
-	send     seam.Turn
-	attached *sync.Cond // on send: up or over changed
-	up       *link      // nil: none takes commands
-	over     bool       // the session ends
-	unsure   time.Time  // when production was lost over a change; carry's and attach's own
-	upDue    time.Time  // when the write deadline was last set
+	seat   seat
+	client downlink
+	unsure time.Time // when production was lost over a change; carry's and attach's own
 
-	mu      sync.Mutex
-	track   *imapsession.Tracker
-	numbers imapsession.Numbers
-	news    news
-	spools  map[*imapsession.Cmd]row.Spool
-	asking  map[*imapsession.Cmd]func()        // commands that production was sent: to be called when it is known what became of them
-	done    map[*imapsession.Cmd]string        // unanswered commands that a lost upstream had done: code of their OK
-	before  map[*imapsession.Cmd]*row.Snapshot // what the replica held when a SELECT was sent
-	waiting *imapsession.Cmd                   // the client pump waits for its continuation
-	settles bool                               // an accepted change is being made durable
-	bye     bool                               // LOGOUT was seen
-	gone    bool                               // the client sends no more
-	heard   time.Time                          // of the client
-	unit    unit
+	mu    sync.Mutex
+	state *imapsession.Session
 
-	proceed chan bool     // outcome of waiting; never more than one is due
+	proceed chan bool     // the server's word that the client's pump waits for; never more than one is due
 	calm    chan struct{} // a command was answered
 	ended   chan struct{}
-
-	wmu       seam.Turn // writes to the client
-	clientDue time.Time
 }
 
 func newSession(srv *Server, account string, l seam.Login, who seam.Client, client net.Conn) *session {
-	s := &session{srv: srv, account: account, login: l, who: who, client: client, track: imapsession.New(account), heard: time.Now(),
-		spools: map[*imapsession.Cmd]row.Spool{}, done: map[*imapsession.Cmd]string{}, asking: map[*imapsession.Cmd]func(){},
-		before: map[*imapsession.Cmd]*row.Snapshot{}, send: seam.NewTurn(), wmu: seam.NewTurn(), proceed: make(chan bool, 1), calm: make(chan struct{}, 1), ended: make(chan struct{})}
-	s.attached = sync.NewCond(s.send)
+	s := &session{srv: srv, account: account, login: l, who: who, state: imapsession.New(account),
+		client:  downlink{Conn: client, turn: seam.NewTurn()},
+		proceed: make(chan bool, 1), calm: make(chan struct{}, 1), ended: make(chan struct{})}
+	s.state.Caps = srv.opt.Caps
+	s.state.Begin(time.Now())
+	s.seat.init()
 	return s
+}
+
+// seat is who takes commands.
+type seat struct {
+	turn     seam.Turn  // guards the rest, and what is written to up
+	attached *sync.Cond // on turn: up or over changed
+	up       *link      // nil: none takes commands
+	over     bool       // the session ends
+	due      time.Time  // when the write deadline was last set
+}
+
+func (t *seat) init() {
+	t.turn = seam.NewTurn()
+	t.attached = sync.NewCond(t.turn)
+}
+
+// hold takes the turn and waits for an upstream; nil when the session is over.
+func (t *seat) hold() *link {
+	t.turn.Lock()
+	for t.up == nil && !t.over {
+		t.attached.Wait()
+	}
+	return t.up
+}
+
+// write sends to an upstream; the turn is held. What cannot be sent is asked of the
+// next upstream.
+func (t *seat) write(up *link, b []byte) {
+	if len(b) == 0 || t.up != up {
+		return
+	}
+	if now := time.Now(); now.Sub(t.due) > writeRenew {
+		t.due = now
+		_ = up.SetWriteDeadline(now.Add(writeLimit))
+	}
+	if _, err := up.Write(b); err != nil {
+		t.up = nil
+		_ = up.Close()
+	}
+}
+
+// leave has up take no more commands; nil stands for whoever does. It returns who
+// did.
+func (t *seat) leave(up *link) *link {
+	t.turn.Lock()
+	defer t.turn.Unlock()
+	was := t.up
+	if up == nil || was == up {
+		t.up = nil
+	}
+	return was
+}
+
+// close tells that there will be no other upstream.
+func (t *seat) close() {
+	t.turn.Lock()
+	defer t.turn.Unlock()
+	t.over = true
+	t.attached.Broadcast()
+}
+
+// downlink is the client's connection, to which both goroutines write.
+type downlink struct {
+	net.Conn
+	turn seam.Turn
+	due  time.Time
+}
+
+// Write sends to the client. Its errors are of the type errClient.
+func (c *downlink) Write(b []byte) (int, error) {
+	if len(b) == 0 {
+		return 0, nil
+	}
+	c.turn.Lock()
+	defer c.turn.Unlock()
+	if now := time.Now(); now.Sub(c.due) > writeRenew {
+		c.due = now
+		_ = c.SetWriteDeadline(now.Add(writeLimit))
+	}
+	n, err := c.Conn.Write(b)
+	if err != nil {
+		return n, errClient{err}
+	}
+	return n, nil
+}
+
+// errClient marks errors of the client's connection.
+type errClient struct{ error }
+
+func (e errClient) Unwrap() error { return e.error }
+
+// toClient sends to the client.
+func (s *session) toClient(b []byte) error {
+	_, err := s.client.Write(b)
+	return err
 }
 
 // run carries the session until the client ends it, or nobody can go on with
@@ -113,11 +191,11 @@ func (s *session) run(ctx context.Context, first func() *link) {
 	wg.Go(func() {
 		err := s.fromClient()
 		s.srv.opt.Log.Debug("client side ended", "account", s.account, "err", err)
-		if cut := errCut(""); errors.As(err, &cut) {
+		if cut := imapsession.Cut(""); errors.As(err, &cut) {
 			_ = s.toClient([]byte("* BYE " + cut.Error() + "\r\n"))
 		}
 		s.mu.Lock()
-		s.gone = true
+		s.state.Gone()
 		s.mu.Unlock()
 		s.leave()
 		cancel()
@@ -138,15 +216,27 @@ func (s *session) run(ctx context.Context, first func() *link) {
 		}
 	}
 	cancel()
-	s.send.Lock()
-	s.over = true
-	s.attached.Broadcast()
-	s.send.Unlock()
+	s.seat.close()
 	close(s.ended)
 	_ = s.client.Close()
 	wg.Wait()
-	for _, sp := range s.spools {
-		sp.Discard()
+	s.end()
+}
+
+// end gives back what is attached to commands of a session that is over. A MOVE that
+// was noted after its upstream was found lost is a doubt, too.
+func (s *session) end() {
+	s.mu.Lock()
+	undone, kept := s.state.Unanswered(true), s.state.End()
+	s.mu.Unlock()
+	for _, u := range undone {
+		if u.Doubt != nil && u.Release.Intent.Over != nil {
+			s.srv.opt.Changes.Unanswered(s.account, *u.Doubt)
+		}
+		u.Release.Release()
+	}
+	for _, k := range kept {
+		k.Release()
 	}
 }
 
@@ -157,10 +247,7 @@ func (s *session) mayGoOn(err error) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.unit.open && !s.unit.known() {
-		return fmt.Errorf("%w: in the middle of %.40q", imapsession.ErrNotAdoptable, s.unit.line)
-	}
-	return s.track.Adoptable()
+	return s.state.Adoptable()
 }
 
 // giveUp tells the client that its session ends, where that can be told: not
@@ -168,7 +255,7 @@ func (s *session) mayGoOn(err error) error {
 func (s *session) giveUp(why error) {
 	s.srv.opt.Log.Info("session is closed and not continued", "account", s.account, "client", s.who.Addr, "why", why)
 	s.mu.Lock()
-	within := s.unit.open
+	within := s.state.Unit.Open()
 	s.mu.Unlock()
 	if !within && !errors.Is(why, errLogout) {
 		_ = s.toClient([]byte("* BYE Please log in again\r\n"))
@@ -177,25 +264,26 @@ func (s *session) giveUp(why error) {
 
 // leave lets the upstream answer what the client has sent before it ended.
 func (s *session) leave() {
-	s.send.Lock()
-	up := s.up
-	s.send.Unlock()
+	s.seat.turn.Lock()
+	up := s.seat.up
+	s.seat.turn.Unlock()
 	if up == nil {
 		return
 	}
-	s.drain(up, goneLimit, func(c *imapsession.Cmd) bool { return c.Verb != "IDLE" })
+	s.drain(up, goneLimit, true)
 	_ = up.Close()
 }
 
-// drain waits until all complete commands that matter are answered.
-func (s *session) drain(up *link, limit time.Duration, matters func(*imapsession.Cmd) bool) {
+// drain waits until all commands that were received whole are answered: all but idle
+// ones, or only changes.
+func (s *session) drain(up *link, limit time.Duration, all bool) {
 	end := time.NewTimer(limit)
 	defer end.Stop()
 	for {
 		s.mu.Lock()
-		open := s.settles || s.unit.open && !s.unit.known() || slices.ContainsFunc(s.track.Outstanding(), func(c *imapsession.Cmd) bool { return c.Complete() && matters(c) })
+		busy := s.state.Busy(all)
 		s.mu.Unlock()
-		if !open {
+		if !busy {
 			return
 		}
 		select {
@@ -232,18 +320,16 @@ func (s *session) carry(ctx context.Context, up *link) error {
 		settle()
 	})
 	wg.Go(func() { s.resend(up) })
-	err := s.fromServer(work, up)
+	pump := answers{s: s, up: up, sc: imapwire.Scanner{Side: imapwire.Server}, win: window{max: lineMax}}
+	err := pump.run(work)
 	lost := work.Err() == nil && up.lease.Side == seam.Production && !errors.As(err, &errClient{})
 	close(up.lost)
 	cancel()
 	wg.Wait()
-	s.send.Lock()
-	s.up = nil
-	s.send.Unlock()
+	s.seat.leave(nil)
 	s.mu.Lock()
-	s.track.Lost()
-	s.settles = false
-	lost = lost && !s.gone && !s.bye
+	s.state.Lost()
+	lost = lost && !s.state.Leaving()
 	s.mu.Unlock()
 	if lost {
 		s.srv.opt.Gate.Trouble(err)
@@ -254,27 +340,18 @@ func (s *session) carry(ctx context.Context, up *link) error {
 // settle notes what production has left unanswered, and gives the lease back.
 func (s *session) settle(up *link) {
 	s.mu.Lock()
-	pending := slices.Clone(s.track.Outstanding())
+	undone := s.state.Unanswered(up.production())
 	s.mu.Unlock()
-	for _, c := range pending {
-		if up.lease.Side == seam.Production && imapsession.Changes(c.Verb) && c.Complete() {
-			s.srv.opt.Changes.Unanswered(s.account, c)
+	for _, u := range undone {
+		if u.Changes {
 			s.unsure = time.Now()
 		}
-		s.known(c)
+		if u.Doubt != nil {
+			s.srv.opt.Changes.Unanswered(s.account, *u.Doubt)
+		}
+		u.Release.Release()
 	}
 	up.lease.Release()
-}
-
-// known notes that it is known, or kept, what became of a command.
-func (s *session) known(c *imapsession.Cmd) {
-	s.mu.Lock()
-	answered := s.asking[c]
-	delete(s.asking, c)
-	s.mu.Unlock()
-	if answered != nil {
-		answered()
-	}
 }
 
 // retire leaves an upstream at a command boundary, or at once if the lease has
@@ -286,74 +363,16 @@ func (s *session) retire(up *link) {
 	}
 	cut := time.AfterFunc(patience, func() { _ = up.Close() })
 	defer cut.Stop()
-	s.send.Lock()
-	if s.up == up {
-		s.up = nil
-	}
-	s.send.Unlock()
+	s.seat.leave(up)
 	// What only reads is asked again of the next upstream.
-	s.drain(up, patience, func(c *imapsession.Cmd) bool { return imapsession.Changes(c.Verb) })
+	s.drain(up, patience, false)
 }
 
 // goodbye ends a session that has logged out.
 func (s *session) goodbye() bool {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if !s.bye {
-		return s.gone
-	}
-	for _, c := range s.track.Outstanding() {
-		if c.Verb == "LOGOUT" {
-			_ = s.toClient([]byte("* BYE Logging out\r\n" + c.Tag + " OK Logout completed\r\n"))
-		}
-	}
-	return true
-}
-
-// errCut tells a client why its session is ended.
-type errCut string
-
-func (e errCut) Error() string { return string(e) }
-
-func (s *session) toClient(b []byte) error {
-	s.wmu.Lock()
-	defer s.wmu.Unlock()
-	if now := time.Now(); now.Sub(s.clientDue) > writeRenew {
-		s.clientDue = now
-		_ = s.client.SetWriteDeadline(now.Add(writeLimit))
-	}
-	if _, err := s.client.Write(b); err != nil {
-		return errClient{err}
-	}
-	return nil
-}
-
-// errClient marks errors of the client's connection.
-type errClient struct{ error }
-
-func (e errClient) Unwrap() error { return e.error }
-
-// write sends to an upstream; send is held. What cannot be sent is asked of the
-// next upstream.
-func (s *session) write(up *link, b []byte) {
-	if len(b) == 0 || s.up != up {
-		return
-	}
-	if now := time.Now(); now.Sub(s.upDue) > writeRenew {
-		s.upDue = now
-		_ = up.SetWriteDeadline(now.Add(writeLimit))
-	}
-	if _, err := up.Write(b); err != nil {
-		s.up = nil
-		_ = up.Close()
-	}
-}
-
-// hold takes send and waits for an upstream; nil when the session is over.
-func (s *session) hold() *link {
-	s.send.Lock()
-	for s.up == nil && !s.over {
-		s.attached.Wait()
-	}
-	return s.up
+	line, over := s.state.Goodbye()
+	s.mu.Unlock()
+	_ = s.toClient(line)
+	return over
 }

@@ -24,6 +24,7 @@ import (
 //	t/      job 0 number(8)                  row.Task, JSON
 //	v/      login                            verifier of the vault, JSON
 //	s/      name                             a single value, such as the failover state, JSON
+//	e/      "epoch"                          the epoch, and which handle began it, JSON; see Handle
 const (
 	accounts  = "a/"
 	mailboxes = "m/"
@@ -38,10 +39,11 @@ const (
 	tasks     = "t/"
 	verifiers = "v/"
 	states    = "s/"
+	epochs    = "e/"
 )
 
 func prefixes() []string {
-	return []string{accounts, mailboxes, messages, baseBoxes, baseRows, doubts, held, twins, queue, routes, tasks, verifiers, states}
+	return []string{accounts, mailboxes, messages, baseBoxes, baseRows, doubts, held, twins, queue, routes, tasks, verifiers, states, epochs}
 }
 
 // Range is the range of all keys that begin with a prefix, for Scan and DeleteRange.
@@ -142,3 +144,6 @@ func VerifierKey(login string) []byte { return []byte(verifiers + login) }
 
 // StateKey is that of a single value.
 func StateKey(name string) []byte { return []byte(states + name) }
+
+// EpochKey is that of the epoch.
+func EpochKey() []byte { return []byte(epochs + "epoch") }

@@ -47,6 +47,7 @@ func TestKeys(t *testing.T) {
 		"t/sweep\x00\x00\x00\x00\x00\x00\x00\x00\t": TaskKey("sweep", 9),
 		"v/ada":      VerifierKey("ada"),
 		"s/failover": StateKey("failover"),
+		"e/epoch":    EpochKey(),
 	} {
 		if string(got) != want {
 			t.Errorf("key %q, want %q", got, want)

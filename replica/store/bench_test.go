@@ -1,6 +1,7 @@
 package store
 
 import (
+	"errors"
 	"path/filepath"
 	"testing"
 	"time"
@@ -16,8 +17,9 @@ func benchStore(b *testing.B, n, boxes int, home row.Home) *Store {
 		b.Fatal(err)
 	}
 	b.Cleanup(func() { _ = m.Close() })
-	s := New(Options{Meta: m, FoldCase: true})
-	if err := m.View(s.Load); err != nil {
+	h := meta.NewHandle(m)
+	s := New(Options{Meta: h, FoldCase: true})
+	if err := errors.Join(m.View(h.Load), m.View(s.Load)); err != nil {
 		b.Fatal(err)
 	}
 	ctx := b.Context()

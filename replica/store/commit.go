@@ -145,7 +145,7 @@ func (tx *Tx) collect() map[row.MailboxID]*messages {
 // lost takes note of a commit that failed: unless it was refused, nobody knows
 // whether it is durable, and the account is read again.
 func (tx *Tx) lost(err error) {
-	if errors.Is(err, meta.ErrConflict) || errors.Is(err, meta.ErrClosed) {
+	if errors.Is(err, meta.ErrConflict) || errors.Is(err, meta.ErrEpoch) || errors.Is(err, meta.ErrClosed) {
 		return
 	}
 	tx.a.unsure = true

@@ -63,7 +63,7 @@ func (d *disk) hold(account string, late bool) (reached <-chan struct{}, release
 
 func onDisk(t *testing.T) (*disk, *Store) {
 	t.Helper()
-	d := &disk{Store: open(t, t.TempDir()).opt.Meta}
+	d := &disk{Store: open(t, t.TempDir()).opt.Meta.Store}
 	return d, over(t, d)
 }
 

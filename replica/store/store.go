@@ -16,6 +16,9 @@
 // a commit replaces stays in memory until it is replaced, so that a mailbox being
 // changed is read as it was.
 //
+// All goes through a meta.Handle, so each batch carries the epoch: what was begun
+// before another one took over is refused (meta.ErrEpoch).
+//
 // Ledgers that are no part of an account join its batch by Tx.Stage. Who may write is
 // a field of the account, Home: the mirror and the transaction cache (Wire) write
 // while it is Production, the standby (Acting) while it is Standby; the other side
@@ -53,7 +56,7 @@ var (
 
 // Options of New.
 type Options struct {
-	Meta meta.Store
+	Meta *meta.Handle
 	// Primary: the store is nobody's replica but a server's own; the standby
 	// engine may always write and no base is kept.
 	Primary bool

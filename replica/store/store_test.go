@@ -25,8 +25,9 @@ func open(t *testing.T, dir string) *Store {
 
 func over(t *testing.T, m meta.Store) *Store {
 	t.Helper()
-	s := New(Options{Meta: m, FoldCase: true})
-	if err := m.View(s.Load); err != nil {
+	h := meta.NewHandle(m)
+	s := New(Options{Meta: h, FoldCase: true})
+	if err := errors.Join(m.View(h.Load), m.View(s.Load)); err != nil {
 		t.Fatal(err)
 	}
 	return s

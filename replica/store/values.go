@@ -27,12 +27,22 @@ func (s *Store) LoadJSON(key string, v any) (ok bool, err error) {
 
 // SaveJSON stores a single value, durably.
 func (s *Store) SaveJSON(ctx context.Context, key string, v any) error {
+	return s.SaveState(ctx, key, v, 0)
+}
+
+// SaveState stores a single value, durably, that belongs to an epoch, or with 0 to
+// none. With a higher epoch than there was, all other writers are refused from then
+// on, in the same batch.
+func (s *Store) SaveState(ctx context.Context, key string, v any, epoch uint64) error {
 	b, err := json.Marshal(v)
-	if err != nil {
-		return err
+	if err == nil {
+		err = s.opt.Meta.Advance(ctx, epoch, meta.Batch{Do: []meta.Op{{Key: meta.StateKey(key), Val: b}}})
 	}
-	if _, err := s.opt.Meta.Commit(ctx, meta.Batch{Do: []meta.Op{{Key: meta.StateKey(key), Val: b}}}); err != nil {
+	if err != nil {
 		return fmt.Errorf("save %s: %w", key, err)
 	}
 	return nil
 }
+
+// Epoch is the one that this store writes in.
+func (s *Store) Epoch() uint64 { return s.opt.Meta.Epoch() }

@@ -75,7 +75,7 @@ type Options struct {
 	LoggedIn func(ctx context.Context, l Login) (account string, err error)
 	NewSpool func() row.Spool
 	// Settle has the replica follow a change that production accepted.
-	Settle func(ctx context.Context, account string, c *imapsession.Cmd, ok imapwire.Response, sp row.Spool) error
+	Settle func(ctx context.Context, account string, ex *imapsession.Exchange, ok imapwire.Response) error
 	// Accepted keeps a message that production took by SMTP.
 	Accepted func(ctx context.Context, m row.Envelope, sp row.Spool) error
 	// Hint marks a mailbox to be read; Sweep an account, or with "" all of them.

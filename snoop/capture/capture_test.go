@@ -130,13 +130,13 @@ func (h *heard) options(src Source) Options {
 			h.add("login %s/%s %s", l.User, l.AuthUser, l.Password)
 			return l.User, nil
 		},
-		Settle: func(_ context.Context, account string, c *imapsession.Cmd, ok imapwire.Response, sp row.Spool) error {
+		Settle: func(_ context.Context, account string, ex *imapsession.Exchange, ok imapwire.Response) error {
 			text := ""
-			if sp != nil {
+			if sp := ex.Kept.Spool; sp != nil {
 				b, _ := sp.Bytes()
 				text = string(b)
 			}
-			h.add("%s %s %s %v %s %s", account, c.Verb, c.Mailbox, c.UIDs, ok.Code, text)
+			h.add("%s %s %s %v %s %s", account, ex.Name(), ex.Mailbox, ex.UIDs, ok.Code, text)
 			return nil
 		},
 		Accepted: func(_ context.Context, m row.Envelope, sp row.Spool) error {

@@ -6,8 +6,8 @@ import (
 	"encoding/base64"
 	"errors"
 	"strings"
+	"time"
 
-	"understudy/replica/row"
 	"understudy/snoop/imapsession"
 	"understudy/snoop/imapwire"
 )
@@ -17,19 +17,17 @@ type imapDialogue struct {
 	t       *Tap
 	c, s    imapwire.Scanner
 	in, out []byte // of the client, of the server, not yet understood
-	track   *imapsession.Tracker
-	waiting *imapsession.Cmd // the client waits for the server's word on it
-	saying  bool             // the next line of the client belongs to waiting: IDLE, AUTHENTICATE
-	login   Login            // of the command that logs in
-	answers [][]byte         // of the client in an AUTHENTICATE
-	account string           // "" before the login
-	spools  map[*imapsession.Cmd]row.Spool
+	state   *imapsession.Session
+	waiting *imapsession.Exchange // the client waits for the server's word on it
+	saying  bool                  // the next line of the client belongs to waiting: IDLE, AUTHENTICATE
+	login   Login                 // of the command that logs in
+	answers [][]byte              // of the client in an AUTHENTICATE
+	account string                // "" before the login
 	w       *worker
 }
 
 func newIMAP(t *Tap) *imapDialogue {
-	return &imapDialogue{t: t, c: imapwire.Scanner{Side: imapwire.Client}, s: imapwire.Scanner{Side: imapwire.Server}, track: imapsession.New(""),
-		spools: map[*imapsession.Cmd]row.Spool{}}
+	return &imapDialogue{t: t, c: imapwire.Scanner{Side: imapwire.Client}, s: imapwire.Scanner{Side: imapwire.Server}, state: imapsession.New("")}
 }
 
 var errWindow = errors.New("more is said than can be kept")
@@ -53,18 +51,18 @@ func (d *imapDialogue) read() error {
 			break
 		}
 		b := d.in[:p.N]
-		cmd, done, err := d.track.Client(p, b)
+		taken, err := d.state.Client(p, b, time.Time{}, true)
 		if err != nil {
 			return err
 		}
-		if err := d.keep(cmd, p, b); err != nil {
+		if err := d.keep(taken, b); err != nil {
 			return err
 		}
-		if d.account == "" && done {
-			d.noteLogin(cmd)
+		if d.account == "" && taken.Exchange.Whole {
+			d.noteLogin(taken.Exchange)
 		}
-		if p.Lit.Present && !p.Lit.NonSync || done && (cmd.Verb == "IDLE" || cmd.Verb == "AUTHENTICATE") {
-			d.waiting = cmd
+		if taken.Wait {
+			d.waiting = taken.Exchange
 		}
 		d.in = d.in[p.N:]
 	}
@@ -82,47 +80,40 @@ func (d *imapDialogue) said() error {
 	}
 	line := bytes.Clone(imapwire.TrimEOL(d.in[:i+1]))
 	d.in, d.saying = d.in[i+1:], false
-	if d.waiting.Verb == "AUTHENTICATE" {
+	if d.waiting.Verb == imapwire.Authenticate {
 		d.answers = append(d.answers, line)
 		return nil // the server has the word
 	}
-	d.waiting.Ended, d.waiting = true, nil
+	d.state.EndIdle(d.waiting, line, time.Time{})
+	d.waiting = nil
 	return d.read()
 }
 
 // keep writes the message of an APPEND to a spool.
-func (d *imapDialogue) keep(c *imapsession.Cmd, p imapwire.Piece, b []byte) error {
-	if d.account == "" || !c.Message || c.Extra || c.Answered() {
+func (d *imapDialogue) keep(t imapsession.Taken, b []byte) error {
+	t.Release.Release()
+	if d.account == "" {
 		return nil
 	}
-	sp := d.spools[c]
-	if sp == nil {
-		sp = d.t.opt.NewSpool()
-		d.spools[c] = sp
+	if t.Needs.Spool {
+		t.Exchange.Attach(imapsession.Kept{Spool: d.t.opt.NewSpool()})
 	}
-	if p.Kind != imapwire.Body {
+	if !t.Write {
 		return nil
 	}
-	_, err := sp.Write(b)
+	_, err := t.Exchange.Kept.Spool.Write(b)
 	return err
 }
 
-func (d *imapDialogue) noteLogin(c *imapsession.Cmd) {
-	r := c.Args()
-	switch c.Verb {
-	case "LOGIN":
-		user := r.AString()
-		r.SP()
-		pass := r.AString()
-		if r.Err() == nil {
-			d.login = Login{user, user, pass}
-		}
-	case "AUTHENTICATE":
+func (d *imapDialogue) noteLogin(ex *imapsession.Exchange) {
+	switch args := ex.Args.(type) {
+	case imapwire.LoginArgs:
+		d.login = Login{args.User, args.User, args.Password}
+	case imapwire.AuthArgs:
 		d.answers = [][]byte{}
 		d.login = Login{}
-		_ = r.Atom()
-		if r.Peek() == ' ' {
-			d.answers = append(d.answers, bytes.TrimSpace(r.Rest()))
+		if args.Has {
+			d.answers = append(d.answers, bytes.TrimSpace(args.Initial))
 		}
 	}
 }
@@ -186,29 +177,34 @@ func (d *imapDialogue) server(b []byte) error {
 
 // unit follows the first line of what the server says.
 func (d *imapDialogue) unit(line []byte) error {
-	ev := d.track.Server(line)
-	if d.track.Doubt != "" {
-		return errors.New(d.track.Doubt)
+	dec := d.state.Server(line, true)
+	if d.state.Doubt != "" {
+		return errors.New(d.state.Doubt)
 	}
-	if ev.Hint && d.account != "" && d.track.Box != nil {
-		d.t.opt.Hint(d.account, d.track.Box.Name)
+	if dec.Hint != "" && d.account != "" {
+		d.t.opt.Hint(d.account, dec.Hint)
 	}
-	if d.waiting != nil && ev.Resp.Tag == "+" {
-		if d.waiting.Verb == "IDLE" || d.waiting.Verb == "AUTHENTICATE" {
+	ex := dec.Exchange
+	if ex == nil {
+		if d.waiting == nil || dec.Response.Tag != "+" {
+			return nil
+		}
+		if d.waiting.State() == imapsession.Talking {
 			d.saying = true
 			return d.said()
 		}
 		d.waiting = nil
 		return d.read()
 	}
-	if ev.Cmd == nil {
-		return nil
+	release := dec.Release
+	if !dec.Done {
+		_, release = d.state.Finish(ex)
 	}
-	if err := d.answered(ev); err != nil {
+	if err := d.answered(ex, dec.Response, release); err != nil {
 		return err
 	}
-	if d.waiting == ev.Cmd {
-		if d.waiting.Verb != "IDLE" && d.waiting.Verb != "AUTHENTICATE" {
+	if d.waiting == ex {
+		if dec.Wake == imapsession.Refuse {
 			d.c.Cancel()
 		}
 		d.waiting, d.saying = nil, false
@@ -217,33 +213,31 @@ func (d *imapDialogue) unit(line []byte) error {
 	return nil
 }
 
-func (d *imapDialogue) answered(ev imapsession.Event) error {
-	sp := d.spools[ev.Cmd]
-	delete(d.spools, ev.Cmd)
-	ok := ev.Resp.Name == "OK"
-	verb := ev.Cmd.Verb
+// answered follows an answer; kept is what was attached to the command.
+func (d *imapDialogue) answered(ex *imapsession.Exchange, r imapwire.Response, kept imapsession.Kept) error {
+	ok := r.Name == "OK"
+	verb := ex.Verb
 	switch {
-	case ok && d.account == "" && (verb == "STARTTLS"):
+	case ok && d.account == "" && verb == imapwire.StartTLS:
 		d.t.n.tls.Add(1)
 		return errOpaque
-	case ok && d.account == "" && (verb == "LOGIN" || verb == "AUTHENTICATE"):
-		return d.loggedIn(ev.Cmd)
-	case ok && verb == "COMPRESS":
+	case ok && d.account == "" && (verb == imapwire.Login || verb == imapwire.Authenticate):
+		return d.loggedIn(ex)
+	case ok && verb == imapwire.Compress:
 		d.gap()
 		return errOpaque
-	case ok && d.account != "" && imapsession.Changes(verb):
-		d.settle(ev, sp)
+	case ok && d.account != "" && verb.Changes():
+		ex.Kept = kept
+		d.settle(ex, r)
 		return nil
 	}
-	if sp != nil {
-		sp.Discard()
-	}
+	kept.Release()
 	return nil
 }
 
-func (d *imapDialogue) loggedIn(c *imapsession.Cmd) error {
-	if c.Verb == "AUTHENTICATE" {
-		d.login = d.plain(c.Args().Atom())
+func (d *imapDialogue) loggedIn(ex *imapsession.Exchange) error {
+	if args, ok := ex.Args.(imapwire.AuthArgs); ok {
+		d.login = d.plain(args.Mechanism)
 	}
 	l := d.login
 	d.login, d.answers = Login{}, nil
@@ -255,31 +249,27 @@ func (d *imapDialogue) loggedIn(c *imapsession.Cmd) error {
 		return err
 	}
 	// What was said before the login is of no more use.
-	d.account, d.track = account, imapsession.New(account)
+	d.account, d.state = account, imapsession.New(account)
 	d.w = d.t.work()
 	return nil
 }
 
 // settle has the replica follow a change. The session goes on meanwhile, so what
 // the job needs of the command does not change any more.
-func (d *imapDialogue) settle(ev imapsession.Event, sp row.Spool) {
-	account, cmd, resp := d.account, ev.Cmd, ev.Resp
-	resp.Arg, resp.Rest = bytes.Clone(resp.Arg), nil
+func (d *imapDialogue) settle(ex *imapsession.Exchange, ok imapwire.Response) {
+	account := d.account
+	ok.Arg, ok.Rest = bytes.Clone(ok.Arg), nil
 	queued := d.w.do(func(ctx context.Context) {
-		if err := d.t.opt.Settle(ctx, account, cmd, resp, sp); err != nil {
-			d.t.opt.Log.Debug("settle a change of the mirror port", "account", account, "command", cmd.Verb, "err", err)
+		if err := d.t.opt.Settle(ctx, account, ex, ok); err != nil {
+			d.t.opt.Log.Debug("settle a change of the mirror port", "account", account, "command", ex.Name(), "err", err)
 			d.t.opt.Sweep(account)
 		}
 		d.t.n.changes.Add(1)
-		if sp != nil {
-			sp.Discard()
-		}
+		ex.Kept.Release()
 	})
 	if !queued {
 		d.t.opt.Sweep(account)
-		if sp != nil {
-			sp.Discard()
-		}
+		ex.Kept.Release()
 	}
 }
 
@@ -290,8 +280,8 @@ func (d *imapDialogue) gap() {
 }
 
 func (d *imapDialogue) end() {
-	for _, sp := range d.spools {
-		sp.Discard()
+	for _, k := range d.state.End() {
+		k.Release()
 	}
 	if d.w != nil {
 		d.w.end()

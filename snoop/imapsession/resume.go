@@ -1,11 +1,9 @@
 package imapsession
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 
 	"understudy/snoop/imapwire"
 )
@@ -18,228 +16,222 @@ func notAdoptable(format string, a ...any) error {
 	return fmt.Errorf("%w: %s", ErrNotAdoptable, fmt.Sprintf(format, a...))
 }
 
+// maxLost is how many upstreams may be lost over one command: it may be what
+// they die of.
+const maxLost = 4
+
 // Adoptable tells whether the session's state is certain.
-func (t *Tracker) Adoptable() error {
-	if t.Doubt != "" {
-		return notAdoptable("%s", t.Doubt)
+func (s *Session) Adoptable() error {
+	if s.Unit.Open() && !s.Unit.Known() {
+		return notAdoptable("in the middle of %.40q", s.Unit.line)
 	}
-	for _, c := range t.pending {
-		if c.Lost >= maxLost {
-			return notAdoptable("%d upstreams were lost over one %s", c.Lost, c.Verb)
-		}
-		if c.Extra {
+	if s.Doubt != "" {
+		return notAdoptable("%s", s.Doubt)
+	}
+	for _, ex := range s.pending {
+		switch {
+		case ex.Tries.Lost >= maxLost:
+			return notAdoptable("%d upstreams were lost over one %s", ex.Tries.Lost, ex.Name())
+		case ex.Extra:
 			return notAdoptable("several messages in one APPEND")
-		}
-		if byNumber(c.Verb) && c.Unknown && len(c.Expunged) > 0 {
-			return notAdoptable("numbers of %s", c.Verb)
+		case ex.unread():
+			return notAdoptable("%s that is not understood", ex.Name())
+		case !ex.ByUID && (ex.Verb == imapwire.Store || ex.Verb.MovesOrCopies()) && ex.Unknown && len(ex.Heard.Expunged) > 0:
+			return notAdoptable("numbers of %s", ex.Name())
 		}
 	}
 	return nil
 }
 
-// Answered reports whether a command was answered before all of it was received.
-func (c *Cmd) Answered() bool { return c.answered }
-
-// Complete reports whether all of a command was received.
-func (c *Cmd) Complete() bool { return c.complete }
-
-// Current returns the command that the client is still sending, or nil.
-func (t *Tracker) Current() *Cmd { return t.cur }
-
-// maxLost is how many upstreams may be lost over one command: it may be what
-// they die of.
-const maxLost = 4
-
-// Lost forgets what the upstream that was lost had told of a mailbox that was
-// being opened.
-func (t *Tracker) Lost() {
-	t.opening = nil
-	if c := t.oldest(); c != nil && c.Verb != "IDLE" {
-		c.Lost++
+// Lost tells that the upstream was lost: what it had told of a mailbox that was
+// being opened is forgotten.
+func (s *Session) Lost() {
+	s.opening = nil
+	if s.Unit.drop {
+		s.Unit = Unit{}
+	}
+	for _, ex := range s.pending {
+		ex.step(Lost)
+	}
+	if s.cur != nil {
+		s.cur.step(Lost)
+	}
+	if ex := s.Oldest(); ex != nil && ex.Verb != imapwire.Idle {
+		ex.Tries.Lost++
 	}
 }
 
-// Opening reports whether the server is believed to open a mailbox, so that
-// numbers are those of no view yet.
-func (t *Tracker) Opening() bool {
-	c := t.oldest()
-	return c != nil && (c.Verb == "SELECT" || c.Verb == "EXAMINE")
-}
-
-// Reopen makes a command that was answered wait for an answer again: the first
-// one was not passed on.
-func (t *Tracker) Reopen(c *Cmd) {
-	c.answered = false
-	c.Reopened++
-	t.pending = slices.Insert(t.pending, 0, c)
-}
-
-// Answer takes a command off that needs no answer of a server any more.
-func (t *Tracker) Answer(c *Cmd) {
-	t.pending = slices.DeleteFunc(t.pending, func(x *Cmd) bool { return x == c })
-	c.answered = true
-}
-
-// Forget takes a message out of the view that the client is being told is gone.
-func (t *Tracker) Forget(n int) {
-	t.Box.own()
-	t.Box.View = slices.Delete(t.Box.View, n-1, n)
-}
-
-// Grow adds messages to the view.
-func (t *Tracker) Grow(uids []uint32) {
-	t.Box.own()
-	t.Box.View = append(t.Box.View, uids...)
-}
-
-// Fill finds the UIDs that the view lacks among those of another server's view
-// of the same mailbox. Where the client was told no more than that there is a
-// message at that place, with some flags, any that can be there will do; one
-// that is left over keeps the UID 0 and is gone. It returns the UIDs that it
-// found, and fails where more was told and the choice would be a guess.
-func (b *Box) Fill(server []uint32) (filled []uint32, err error) {
-	if !slices.Contains(b.View, 0) {
-		return nil, nil
+// Goodbye returns what ends a session that has logged out; over is false if it goes
+// on.
+func (s *Session) Goodbye() (line []byte, over bool) {
+	if !s.bye {
+		return nil, s.gone
 	}
-	b.own()
-	for i := 0; i < len(b.View); i++ {
-		if b.View[i] != 0 {
-			continue
+	for _, ex := range s.pending {
+		if ex.Verb == imapwire.Logout {
+			line = fmt.Appendf(line, "* BYE Logging out\r\n%s OK Logout completed\r\n", ex.Tag)
 		}
-		j, low, high := i, uint32(0), ^uint32(0)
-		for j < len(b.View) && b.View[j] == 0 {
-			j++
-		}
-		if i > 0 {
-			low = b.View[i-1]
-		}
-		if j < len(b.View) {
-			high = b.View[j]
-		}
-		from, _ := slices.BinarySearch(server, low+1)
-		to, _ := slices.BinarySearch(server, high)
-		if n := to - from; n != j-i && b.blind {
-			return nil, notAdoptable("%d messages without a known UID, and %d to choose from", j-i, n)
-		}
-		n := copy(b.View[i:j], server[from:to])
-		filled = append(filled, b.View[i:i+n]...)
-		i = j
 	}
-	return filled, nil
+	return line, true
 }
 
-func byNumber(verb string) bool {
-	switch verb {
-	case "STORE", "COPY", "MOVE":
-		return true
+// Busy reports whether the session waits for an answer to a command that was
+// received whole; all but idle ones count if all is set, else only changes do.
+func (s *Session) Busy(all bool) bool {
+	return s.busy(all) || s.Unit.Open() && !s.Unit.Known()
+}
+
+// Leaving reports whether the end of the upstream is the client's own doing.
+func (s *Session) Leaving() bool { return s.bye || s.gone }
+
+// Discovered tells that a lost upstream had done a command; code is the response code
+// of its OK, with a space behind it.
+func (s *Session) Discovered(ex *Exchange, code string) {
+	ex.step(Discovered)
+	ex.code = code
+}
+
+// AnswerFound answers the oldest command that a lost upstream had done; ok is false
+// if there is none.
+func (s *Session) AnswerFound() (line []byte, wake Wake, release Kept, ok bool) {
+	for _, ex := range s.pending {
+		if ex.state == Found {
+			line, wake, release = s.Answer(ex, "OK "+ex.code+"Completed")
+			return line, wake, release, true
+		}
 	}
-	return false
+	return nil, Sleep, Kept{}, false
+}
+
+// Answer gives a command the answer that a lost upstream owes.
+func (s *Session) Answer(ex *Exchange, status string) (line []byte, wake Wake, release Kept) {
+	if ex == s.waiting() {
+		wake = Refuse
+	}
+	s.pending = slices.DeleteFunc(s.pending, func(x *Exchange) bool { return x == ex })
+	ex.step(Answered)
+	line = append(s.differs.tell(s.Box, ex), ex.Tag+" "+status+"\r\n"...)
+	return line, wake, ex.release()
 }
 
 // Again is how a command is run on another upstream: Answer is the status that
 // ends it at once, else Before and After are to be sent, with the message of an
-// APPEND in between if Message is set.
+// APPEND in between if Message is set. Tell is for the client, Release what has no
+// use there.
 type Again struct {
 	Answer        string
 	Before, After []byte
 	Message       bool
+	Tell          []byte
+	Release       Kept
+}
+
+// Prepare returns what has to be attached to a pending command before it is sent to
+// another upstream.
+func (s *Session) Prepare(ex *Exchange, production bool) Needs {
+	if !ex.Owed() || !ex.Whole {
+		return Needs{}
+	}
+	ex.Kept.Before = nil
+	n := ex.needs(production)
+	n.Mark, n.Spool = "", false // they are of the moment before it was sent first
+	return n
 }
 
 // Again tells how to run a pending command once more. Literals that the client
 // has already been asked for are announced as non-synchronising ones (RFC 7888).
-func (t *Tracker) Again(c *Cmd) Again {
-	switch c.Verb {
-	case "IDLE":
-		if c.Ended {
-			return Again{Answer: "OK Idle completed"}
-		}
-	case "SEARCH", "UID SEARCH":
-		if c.Found {
-			return Again{Answer: "OK Search completed"}
-		}
-	case "FETCH", "UID FETCH":
-		if len(c.Delivered) > 0 && len(c.marks) == 0 {
-			return t.restOfFetch(c)
-		}
-	case "STORE", "COPY", "MOVE":
-		if !c.Unknown && len(c.UIDs) > 0 && len(c.marks) == 0 {
-			r := c.Args()
-			r.Set()
-			return Again{Before: fmt.Appendf(nil, "%s UID %s %s%s\r\n", c.Tag, c.Verb, imapwire.FormatSet(c.UIDs), r.Rest())}
-		}
+// After an error the upstream is of no use.
+func (s *Session) Again(ex *Exchange, production bool) (a Again, err error) {
+	if !ex.Owed() {
+		return a, nil
 	}
-	a := Again{}
-	dst, last := &a.Before, 0
-	for i, m := range c.marks {
-		*dst = append(*dst, c.Text[last:m.At]...)
-		last = m.At
-		if !m.NonSync && (i+1 < len(c.marks) || c.Continued || c.complete) {
-			*dst = nonSync(*dst)
-		}
-		if m.Message {
-			a.Message, dst = true, &a.After
-		}
+	ex.Tries.Again = true
+	if !production {
+		a.Release.Intent, ex.Kept.Intent = ex.Kept.Intent, Intent{}
 	}
-	*dst = append(*dst, c.Text[last:]...)
-	return a
+	plain := len(ex.Literals) == 0
+	switch {
+	case ex.state == Ending:
+		a.Answer = "OK Idle completed"
+	case ex.Verb == imapwire.Search && ex.Heard.Searched:
+		a.Answer = "OK Search completed"
+	case ex.Verb == imapwire.Fetch && plain && len(ex.Heard.Delivered) > 0:
+		var done bool
+		if a.Before, done = ex.restOfFetch(s.Box); done {
+			a.Answer, a.Before = "OK Fetch completed", nil
+		}
+	case !ex.ByUID && plain && !ex.Unknown && len(ex.UIDs) > 0:
+		a.Before = ex.byUID()
+	default:
+		a.Before, a.After, a.Message = ex.text()
+	}
+	if a.Answer != "" {
+		return a, nil
+	}
+	if ex.state == Talking && ex.Verb == imapwire.Idle {
+		a.Tell = s.differs.tell(s.Box, ex)
+	}
+	if !ex.Whole || a.Message {
+		return a, nil
+	}
+	if out := s.replace(ex); out != nil {
+		a.Before = out
+	} else if out, err := s.differs.toServer(ex, a.Before); err != nil {
+		return a, err
+	} else if out != nil {
+		a.Before = out
+	}
+	return a, nil
 }
 
-// nonSync changes the marker at the end of b.
-func nonSync(b []byte) []byte {
-	i := bytes.LastIndexByte(b, '}')
-	return append(b[:i:i], "+}\r\n"...)
+// Resume is what a session has to find on its next upstream.
+type Resume struct {
+	CondStore bool
+	NonSync   bool // literals can only be sent again as non-synchronising ones
+	Open      bool // a mailbox is selected
+	Mailbox   string
+	ReadOnly  bool
+	Shown     uint32 // its UIDVALIDITY, as the client was told
 }
 
-// restOfFetch asks for the messages that the client has not got yet.
-func (t *Tracker) restOfFetch(c *Cmd) Again {
-	r := c.Args()
-	set := r.Set()
-	if r.Err() != nil || t.Box == nil {
-		return Again{Before: c.Text}
+// Resume begins to bring another upstream to the session's state.
+func (s *Session) Resume() Resume {
+	s.differs = difference{}
+	r := Resume{CondStore: s.CondStore, NonSync: slices.ContainsFunc(s.pending, (*Exchange).NonSync)}
+	if box := s.Box; box != nil && !s.Opening() {
+		r.Open, r.Mailbox, r.ReadOnly, r.Shown = true, box.Name, box.ReadOnly, box.Shown
 	}
-	have := make(map[uint32]bool, len(c.Delivered))
-	for _, u := range c.Delivered {
-		have[u] = true
-	}
-	view := t.Box.View
-	byUID := strings.HasPrefix(c.Verb, "UID ")
-	last := uint32(len(view))
-	if byUID && last > 0 {
-		last = view[last-1]
-	}
-	set = set.Resolve(last)
-	var rest []uint32
-	for i, u := range view {
-		n := uint32(i + 1)
-		if byUID {
-			n = u
-		}
-		if !have[u] && set.Contains(n) {
-			rest = append(rest, n)
-		}
-	}
-	if len(rest) == 0 {
-		return Again{Answer: "OK Fetch completed"}
-	}
-	return Again{Before: fmt.Appendf(nil, "%s %s %s%s\r\n", c.Tag, c.Verb, imapwire.FormatSet(rest), r.Rest())}
+	return r
 }
 
-// Undelivered takes back that the client has the data of a message, whose last
-// part it did not get.
-func (c *Cmd) Undelivered(uid uint32) {
-	if n := len(c.Delivered); n > 0 && c.Delivered[n-1] == uid {
-		c.Delivered = c.Delivered[:n-1]
+// Half is the rest of a unit that is half sent: the number of its message on the
+// server. By number no EXPUNGE can come in between (RFC 9051 section 7.5.1).
+func (s *Session) Half() (u Unit, number uint32, there bool) {
+	u = s.Unit
+	if i := slices.Index(s.Box.viewOf(), u.UID); i >= 0 {
+		number, there = s.differs.numbers.Server(uint32(i + 1))
 	}
+	return u, number, there
 }
 
-// Oldest returns the command that the server is believed to work on, or nil.
-func (t *Tracker) Oldest() *Cmd { return t.oldest() }
-
-func (c *Cmd) enablesCondStore() bool {
-	switch c.Verb {
-	case "ENABLE", "SELECT", "EXAMINE", "FETCH", "UID FETCH", "STORE", "UID STORE", "SEARCH", "UID SEARCH", "STATUS":
-		up := bytes.ToUpper(c.Text)
-		return bytes.Contains(up, []byte("CONDSTORE")) || bytes.Contains(up, []byte("MODSEQ")) || bytes.Contains(up, []byte("CHANGEDSINCE"))
+func (b *Box) viewOf() []uint32 {
+	if b == nil {
+		return nil
 	}
-	return false
+	return b.View
+}
+
+// Completed tells that the client has n bytes more of the literal. Should this
+// upstream be lost as well, nothing is sent twice.
+func (u *Unit) Completed(n int64) {
+	u.Got += n
+	u.part = u.Got < u.Size
+}
+
+// EndUnit ends a unit whose rest was got from elsewhere.
+func (s *Session) EndUnit() {
+	if ex := s.Unit.ex; ex != nil && !ex.holdsAll(s.Unit.head) {
+		ex.undelivered(s.Unit.UID)
+	}
+	s.Unit = Unit{}
 }

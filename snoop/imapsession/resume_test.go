@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"understudy/snoop/imapwire"
 )
@@ -80,12 +81,15 @@ func TestAgain(t *testing.T) {
 	} {
 		tr := New("u")
 		play(t, tr, selectInbox)
-		tr.Seed([]uint32{10, 20, 30, 40})
+		tr.Box.seed([]uint32{10, 20, 30, 40})
 		play(t, tr, c.script)
 		if err := tr.Adoptable(); err != nil {
 			t.Errorf("%s: %v", c.script, err)
 		}
-		a := tr.Again(tr.Outstanding()[0])
+		a, err := tr.Again(tr.Outstanding()[0], true)
+		if err != nil {
+			t.Error(err)
+		}
 		if got := a.Answer + string(a.Before); got != c.want {
 			t.Errorf("%s: %q, want %q", c.script, got, c.want)
 		}
@@ -119,24 +123,35 @@ func TestAgainLiterals(t *testing.T) {
 			if err != nil || p.Kind == imapwire.More {
 				t.Fatal(err, p)
 			}
-			if _, _, err := tr.Client(p, b[:p.N]); err != nil {
+			if _, err := tr.Client(p, b[:p.N], time.Time{}, true); err != nil {
 				t.Fatal(err)
 			}
 			b = b[p.N:]
 		}
 	}
-	feed("a APPEND {5}\r\nFiled (\\Seen) {10}\r\n0123")
-	c := tr.Outstanding()[0]
-	c.Continued = true
-	if a := tr.Again(c); string(a.Before) != "a APPEND {5+}\r\nFiled (\\Seen) {10+}\r\n" || !a.Message || len(a.After) > 0 {
+	again := func(i int) Again {
+		a, err := tr.Again(tr.Outstanding()[i], true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return a
+	}
+	for _, text := range []string{"a APPEND {5}\r\n", "Filed (\\Seen) {10}\r\n"} {
+		feed(text)
+		if d := tr.Server([]byte("+ OK\r\n"), true); d.Wake != Proceed {
+			t.Fatal("the client is not told to go on")
+		}
+	}
+	feed("0123")
+	if a := again(0); string(a.Before) != "a APPEND {5+}\r\nFiled (\\Seen) {10+}\r\n" || !a.Message || len(a.After) > 0 {
 		t.Errorf("in the middle of the message: %+v", a)
 	}
 	feed("456789\r\n")
-	if a := tr.Again(c); string(a.After) != "\r\n" || !strings.HasSuffix(string(a.Before), "{10+}\r\n") {
+	if a := again(0); string(a.After) != "\r\n" || !strings.HasSuffix(string(a.Before), "{10+}\r\n") {
 		t.Errorf("whole: %+v", a)
 	}
 	feed("b LIST \"\" {3}\r\n")
-	if a := tr.Again(tr.Outstanding()[1]); string(a.Before) != "b LIST \"\" {3}\r\n" {
+	if a := again(1); string(a.Before) != "b LIST \"\" {3}\r\n" {
 		t.Errorf("not yet asked for: %q", a.Before)
 	}
 }

@@ -2,249 +2,210 @@ package imapsession
 
 import (
 	"bytes"
-	"strconv"
+	"errors"
+	"slices"
 	"strings"
 
 	"understudy/snoop/imapwire"
 )
 
-// Event is what one server line meant.
-type Event struct {
-	Resp imapwire.Response
-	Cmd  *Cmd // the command that a tagged line answers
-	// Hint: another client's change was told, or one that no command asked for.
-	Hint bool
-	// Selected: Cmd opened Box; its view may be seeded.
-	Selected bool
+// Wake is what the client's pump is told that waits for the server's word.
+type Wake uint8
+
+// The words: it may go on, or what it announced is refused.
+const (
+	Sleep Wake = iota
+	Proceed
+	Refuse
+)
+
+// Reasons for which a server's line ends its session, or its upstream.
+var (
+	// ErrBye is a BYE that no LOGOUT asked for. Whether the client must know is not
+	// the server's to say.
+	ErrBye = errors.New("upstream said BYE")
+	// ErrEarly is an OK to a command that was not whole: the server takes the client's
+	// words for others than they are here.
+	ErrEarly = errors.New("OK to a command that was not whole")
+)
+
+// Decision is what becomes of the first line of a server's unit. Tell goes ahead of
+// it; then the line, or Line in its place, goes to the client, unless Drop is set.
+//
+// If it answers a command, and not Done, its answer is held back: Open, Lacks (of
+// Ahead), Verify and Settle are to be done, in this order, and then Finish tells
+// what goes ahead of it. Reopen takes its place if a change could not be settled.
+type Decision struct {
+	Response imapwire.Response // its slices are of the line
+	Exchange *Exchange         // that it answers, or nil
+	Tell     []byte
+	Line     []byte // nil: as it is
+	Drop     bool   // the whole unit
+	Hint     string // a mailbox that changed in a way that was not followed
+	Virtual  Number // to be replaced, if the mailbox is shown with another UIDVALIDITY
+	Ahead    string // a mailbox of which the client knows messages that the replica may lack
+	Opened   bool   // a mailbox was selected: see Open
+	Verify   bool   // a refusal of what a lost upstream may have done
+	Settle   bool   // a change: it has to be durable before its OK goes on
+	Done     bool   // the exchange is over
+	Release  Kept   // of an exchange that is over
+	Wake     Wake
+	End      error
 }
 
-// maxMessages bounds the numbers believed of an EXISTS line.
-const maxMessages = 1 << 26
+// Number says which number of a line is a mailbox's UIDVALIDITY.
+type Number struct{ Word, Mailbox string }
 
 // Server takes the first piece of a server unit (later ones hold nothing that
-// is followed).
-func (t *Tracker) Server(line []byte) Event {
-	ev := Event{Resp: imapwire.ParseResponse(line)}
-	switch r := &ev.Resp; {
+// is followed), of production or the standby.
+func (s *Session) Server(line []byte, production bool) (d Decision) {
+	oldest, waiting := s.Oldest(), s.waiting()
+	if !s.differs.numbers.Same() && !s.Opening() {
+		moved, hide := s.differs.toClient(line, oldest)
+		if hide {
+			s.Unit.begin(&imapwire.Response{}, nil, nil)
+			d.Drop = true
+			return d
+		}
+		if moved != nil {
+			line, d.Line = moved, moved
+		}
+	}
+	d.Tell = s.differs.tellExists(s.Box)
+	d.Response = imapwire.ParseResponse(line)
+	r := &d.Response
+	switch {
 	case r.Tag == "+":
+		s.called(&d, waiting, oldest)
 	case r.Tag != "*":
-		t.tagged(&ev)
+		s.tagged(&d, waiting, production)
 	case r.Status():
-		t.code(r)
+		s.code(r, oldest)
+		if r.Name == "BYE" && !s.bye {
+			d.End = ErrBye
+		}
+	case s.untagged(r, oldest) && s.Box != nil && production:
+		d.Hint = s.Box.Name
+	}
+	s.Unit.begin(r, s.Box, oldest)
+	if production {
+		s.rewrite(&d)
+	}
+	return d
+}
+
+// called takes a continuation.
+func (s *Session) called(d *Decision, waiting, oldest *Exchange) {
+	switch {
+	case waiting != nil:
+		waiting.step(Called)
+		d.Wake = Proceed
+	case oldest != nil && oldest.talks() && oldest.state != Asked:
+		d.Drop = oldest.Verb == imapwire.Idle // of another upstream; the client knows
 	default:
-		t.untagged(&ev)
+		s.doubt("continuation that nobody waits for")
 	}
-	return ev
 }
 
-// oldest is the command that the server is believed to work on.
-func (t *Tracker) oldest() *Cmd {
-	if len(t.pending) == 0 {
-		return nil
-	}
-	return t.pending[0]
-}
-
-func (t *Tracker) tagged(ev *Event) {
-	for i, c := range t.pending {
-		if c.Tag != ev.Resp.Tag {
-			continue
-		}
-		t.pending = append(t.pending[:i:i], t.pending[i+1:]...)
-		ev.Cmd = c
-		// The rest of its literal is still to come.
-		c.answered = true
-		if ev.Resp.Name == "BAD" && c.marks != nil {
-			t.doubt("BAD to a command with a literal")
-		}
-		if ev.Resp.Code == "COPYUID" {
-			c.CopyUID = bytes.Clone(ev.Resp.Arg)
-		}
-		t.finish(ev)
+// tagged takes the answer of a command.
+func (s *Session) tagged(d *Decision, waiting *Exchange, production bool) {
+	r := &d.Response
+	ex := s.take(r.Tag)
+	if ex == nil {
+		s.doubt("answer to no command")
 		return
 	}
-	t.doubt("answer to no command")
-}
-
-func (t *Tracker) finish(ev *Event) {
-	ok := ev.Resp.Name == "OK"
-	switch ev.Cmd.Verb {
-	case "SELECT", "EXAMINE":
-		box := t.opening
-		t.opening, t.Box = nil, nil
-		if ok {
-			if box == nil {
-				box = &Box{}
-			}
-			box.Name = ev.Cmd.Mailbox
-			box.ReadOnly = ev.Resp.Code == "READ-ONLY" || ev.Cmd.Verb == "EXAMINE"
-			t.Box, ev.Selected = box, true
-		}
-	case "CLOSE", "UNSELECT":
-		if ok {
-			t.Box = nil
-		}
-	case "APPEND":
-		if ok && ev.Resp.Code == "APPENDUID" && t.Box != nil && t.Box.Name == ev.Cmd.Mailbox {
-			t.Box.appended(ev.Resp.Arg)
-		}
+	d.Exchange = ex
+	if ex == waiting {
+		d.Wake = Refuse
 	}
-}
-
-// appended gives the message that was told last its UID, if it can be no other.
-func (b *Box) appended(arg []byte) {
-	r := imapwire.NewReader(arg)
-	validity := r.Number32()
-	r.SP()
-	uid := r.Number32()
-	n := len(b.View)
-	if r.Err() == nil && validity == b.UIDValidity && n > 0 && b.View[n-1] == 0 && (n == 1 || b.View[n-2] != 0 && b.View[n-2] < uid) {
-		b.own()
-		b.View[n-1] = uid
+	ok := r.Name == "OK"
+	if r.Name == "BAD" && ex.Literals != nil {
+		s.doubt("BAD to a command with a literal")
 	}
-}
-
-// target is the mailbox that untagged data is about.
-func (t *Tracker) target() *Box {
-	if c := t.oldest(); c != nil && (c.Verb == "SELECT" || c.Verb == "EXAMINE") {
-		if t.opening == nil {
-			t.opening = &Box{}
-		}
-		return t.opening
+	if ok && !ex.Whole {
+		s.doubt(ErrEarly.Error())
+		d.End = ErrEarly
 	}
-	return t.Box
-}
-
-func (t *Tracker) code(r *imapwire.Response) {
-	n := func() uint32 {
-		v, _ := strconv.ParseUint(string(r.Arg), 10, 32)
-		return uint32(v)
+	if r.Code == "COPYUID" {
+		ex.Heard.CopyUID = bytes.Clone(r.Arg)
 	}
-	switch r.Code {
-	case "UIDVALIDITY":
-		if b := t.target(); b != nil {
-			b.UIDValidity = n()
-		}
-	case "UIDNEXT":
-		if b := t.target(); b != nil {
-			b.UIDNext = n()
-		}
-	case "COPYUID":
-		if c := t.oldest(); c != nil {
-			c.CopyUID = bytes.Clone(r.Arg)
-		}
+	d.Opened = s.answered(ex, r)
+	d.Settle = production && ok && ex.Whole && ex.Verb.Changes()
+	d.Verify = ex.Tries.Again && r.Name == "NO" && ex.Whole && ex.Verb.OfFolders() && ex.Verb != imapwire.Subscribe && ex.Verb != imapwire.Unsubscribe
+	if production && !d.Opened {
+		d.Ahead = s.Ahead()
 	}
-}
-
-func (t *Tracker) untagged(ev *Event) {
-	r := &ev.Resp
-	box := t.target()
-	switch r.Name {
-	case "EXISTS":
-		if box == nil || r.Num > maxMessages {
-			t.doubt("EXISTS without a mailbox")
+	if d.Opened || d.Ahead != "" || d.Settle || d.Verify {
+		if ex.step(Accepted); ex.state == Settling {
+			s.settling = ex
 			return
 		}
-		if int(r.Num) < len(box.View) {
-			t.doubt("EXISTS shrinks")
-			box.own()
-			box.View = box.View[:r.Num]
-		}
-		if add := int(r.Num) - len(box.View); add > 0 {
-			box.own()
-			box.View = append(box.View, make([]uint32, add)...)
-			ev.Hint = box == t.Box
-		}
-	case "EXPUNGE":
-		t.expunge(ev, box)
-	case "FETCH":
-		t.fetch(ev, box)
-	case "SEARCH", "ESEARCH":
-		if c := t.oldest(); c != nil {
-			c.Found = true
-		}
-	case "VANISHED":
-		t.doubt("VANISHED without QRESYNC")
-		ev.Hint = true
 	}
+	ex.step(Answered)
+	d.Done = true
+	d.Tell = append(d.Tell, s.differs.tell(s.Box, ex)...)
+	d.Release = ex.release()
 }
 
-func (t *Tracker) expunge(ev *Event, box *Box) {
-	n := ev.Resp.Num
-	if box == nil || n == 0 || int(n) > len(box.View) {
-		t.doubt("EXPUNGE of no message")
-		return
+// release takes what is attached to an exchange that is over. The spool of one whose
+// client still sends is that side's to release.
+func (ex *Exchange) release() (k Kept) {
+	if ex.state == Told {
+		k, ex.Kept = ex.Kept, Kept{}
 	}
-	box.own()
-	uid := box.View[n-1]
-	box.View = append(box.View[:n-1], box.View[n:]...)
-	c := t.oldest()
-	switch {
-	case c == nil || c.Verb != "EXPUNGE" && c.Verb != "UID EXPUNGE" && c.Verb != "MOVE" && c.Verb != "UID MOVE":
-		ev.Hint = true
-	case uid == 0:
-		c.Unknown = true
-	default:
-		c.Expunged = append(c.Expunged, uid)
-	}
+	return k
 }
 
-func (t *Tracker) fetch(ev *Event, box *Box) {
-	n := ev.Resp.Num
-	if box == nil || n == 0 || int(n) > len(box.View) {
-		t.doubt("FETCH of no message")
-		return
+// Finish ends an exchange whose answer was held back. tell goes ahead of the answer.
+func (s *Session) Finish(ex *Exchange) (tell []byte, release Kept) {
+	if s.settling == ex {
+		s.settling = nil
 	}
-	it := imapwire.ParseFetchHead(ev.Resp.Rest)
-	box.blind = box.blind || it.UID == 0 && box.View[n-1] == 0 && !onlyFlags(ev.Resp.Rest)
-	if it.UID != 0 && box.View[n-1] != it.UID {
-		if box.View[n-1] != 0 {
-			t.doubt("UID of a message changed")
-		}
-		box.own()
-		box.View[n-1] = it.UID
-	}
-	c := t.oldest()
-	if c != nil && strings.HasSuffix(c.Verb, "FETCH") && box.View[n-1] != 0 {
-		c.Delivered = append(c.Delivered, box.View[n-1])
-	}
-	if !it.HasFlags {
-		return
-	}
-	it.UID = box.View[n-1]
-	switch {
-	case c != nil && (c.Verb == "STORE" || c.Verb == "UID STORE"):
-		if it.UID == 0 {
-			c.Unknown = true
-			return
-		}
-		c.Fetched = append(c.Fetched, it)
-	case c != nil && (c.Verb == "FETCH" || c.Verb == "UID FETCH"):
-		// A FETCH of BODY[] sets \Seen; the flags told are of that kind, too.
-		ev.Hint = !c.plainFetch()
-	default:
-		ev.Hint = true
-	}
+	ex.step(Settled)
+	return s.differs.tell(s.Box, ex), ex.release()
 }
 
-// onlyFlags reports whether a FETCH response holds flags and nothing that would
-// make the message known.
-func onlyFlags(rest []byte) bool {
-	up := bytes.ToUpper(rest)
-	for _, w := range []string{"BODY", "ENVELOPE", "RFC822", "INTERNALDATE", "BINARY", "{"} {
-		if bytes.Contains(up, []byte(w)) {
-			return false
-		}
+// MaxReopened is how often a change is asked for again because it could not be made
+// durable.
+const MaxReopened = 3
+
+// Reopen makes a command that was answered wait for an answer again: the first one
+// is not passed on. It reports whether that was not done too often already.
+func (s *Session) Reopen(ex *Exchange) bool {
+	if ex.Tries.Reopened == MaxReopened || ex.state != Settling {
+		return false
 	}
+	ex.step(Unsettled)
+	ex.Tries.Reopened++
+	s.settling = nil
+	s.pending = slices.Insert(s.pending, 0, ex)
 	return true
 }
 
-// plainFetch reports whether a FETCH asked for flags and for no body, so that
-// flags in its answer tell of no change.
-func (c *Cmd) plainFetch() bool {
-	up := bytes.ToUpper(c.Text)
-	setsSeen := bytes.Contains(up, []byte("BODY[")) || bytes.Contains(up, []byte(" RFC822.TEXT")) ||
-		bytes.Contains(up, []byte("RFC822 ")) || bytes.Contains(up, []byte("RFC822)")) ||
-		bytes.HasSuffix(imapwire.TrimEOL(up), []byte("RFC822")) || bytes.Contains(up, []byte("BINARY["))
-	return !setsSeen
+// rewrite cuts a capability list of production's, and finds the UIDVALIDITY that a
+// line tells.
+func (s *Session) rewrite(d *Decision) {
+	r := &d.Response
+	caps := func(b []byte) string { return strings.Join(s.keptCaps(strings.Fields(string(b))), " ") }
+	switch {
+	case r.Name == "CAPABILITY" && r.Tag == "*":
+		d.Line = []byte("* CAPABILITY " + caps(r.Rest) + "\r\n")
+		return
+	case r.Code == "CAPABILITY":
+		d.Line = []byte(r.Tag + " " + r.Name + " [CAPABILITY " + caps(r.Arg) + "] " + string(r.Rest) + "\r\n")
+		return
+	}
+	ex := d.Exchange
+	if ex == nil {
+		ex = s.Oldest()
+	}
+	d.Virtual.Word, d.Virtual.Mailbox = concerns(r, ex)
+}
+
+// Piece follows a piece of a unit with literals, or of a long line; drop tells that
+// it is not for the client.
+func (s *Session) Piece(p imapwire.Piece, b []byte, drop bool) {
+	s.Unit.drop = drop
+	s.Unit.piece(p, b)
 }

@@ -2,6 +2,7 @@ package imapwire
 
 import (
 	"bytes"
+	"fmt"
 	"strings"
 	"time"
 )
@@ -59,8 +60,12 @@ type (
 	}
 	// SearchArgs are those of SEARCH, SORT and THREAD.
 	SearchArgs struct{ Keys []byte }
-	// EnableArgs are those of ENABLE.
-	EnableArgs struct{ Words []string }
+	// EnableArgs are those of ENABLE. Err is of what is more than words with a
+	// space between each.
+	EnableArgs struct {
+		Words []string
+		Err   error
+	}
 	// LoginArgs are those of LOGIN.
 	LoginArgs struct {
 		User, Password string
@@ -79,6 +84,7 @@ type (
 		Date    time.Time // zero: none was given, or see Form
 		Form    Form
 		Message Literal // as it was announced
+		Err     error   // Odd: what is wrong with it
 	}
 )
 
@@ -126,6 +132,7 @@ func (c *Command) readArgs() Args {
 	if r.Err() != nil {
 		return Unreadable{r.Err()}
 	}
+	c.read = r.i
 	return a
 }
 
@@ -161,7 +168,7 @@ func (c *Command) argsOf(r *Reader) Args {
 	case Search, Sort, Thread:
 		return SearchArgs{r.Rest()}
 	case Enable:
-		return EnableArgs{strings.Fields(string(r.Rest()))}
+		return readEnable(r)
 	case Login:
 		user := r.AString()
 		r.SP()
@@ -174,9 +181,25 @@ func (c *Command) argsOf(r *Reader) Args {
 		}
 		return a
 	case Append:
-		r.Failf("APPEND without a message")
+		if a, ok := c.readAppend(r, Literal{}).(AppendArgs); ok {
+			r.err = a.Err
+		}
+		r.Failf("expected a message")
 	}
 	return nil
+}
+
+// readEnable takes all words, also of a list that is not well formed: whoever
+// passes it on must not let one through that he has not seen.
+func readEnable(r *Reader) Args {
+	a := EnableArgs{Words: strings.Fields(string(r.Rest()))}
+	strict := *r
+	for strict.Atom(); strict.Accept(' '); {
+		strict.Atom()
+	}
+	strict.End()
+	a.Err = strict.Err()
+	return a
 }
 
 // readStore reads "set [(UNCHANGEDSINCE n)] [+|-]FLAGS[.SILENT] flags".
@@ -184,8 +207,8 @@ func readStore(r *Reader) Args {
 	a := StoreArgs{Set: r.Set()}
 	r.SP()
 	if r.Accept('(') {
-		if a.Conditional = r.AcceptWord("UNCHANGEDSINCE"); !a.Conditional {
-			r.Failf("unknown modifier of STORE")
+		if a.Conditional = strings.EqualFold(r.Atom(), "UNCHANGEDSINCE"); !a.Conditional {
+			r.Failf("unknown modifier")
 		}
 		r.SP()
 		a.UnchangedSince = r.Number()
@@ -198,11 +221,12 @@ func readStore(r *Reader) Args {
 	case r.Accept('-'):
 		a.Op = RemoveFlags
 	}
-	switch {
-	case r.AcceptWord("FLAGS.SILENT"):
+	switch strings.ToUpper(r.Atom()) {
+	case "FLAGS":
+	case "FLAGS.SILENT":
 		a.Silent = true
-	case !r.AcceptWord("FLAGS"):
-		r.Failf("STORE of something else than FLAGS")
+	default:
+		r.Failf("expected FLAGS")
 	}
 	r.SP()
 	if r.Peek() == '(' {
@@ -219,8 +243,7 @@ func readStore(r *Reader) Args {
 
 // readAppend reads an APPEND whose text ends with the announcement of its
 // message: all its arguments stand before it.
-func (c *Command) readAppend(lit Literal) Args {
-	r := NewReader(c.Text[c.args:])
+func (c *Command) readAppend(r *Reader, lit Literal) Args {
 	a := AppendArgs{Mailbox: r.Mailbox(), Message: lit}
 	r.SP()
 	if r.Err() != nil {
@@ -230,23 +253,39 @@ func (c *Command) readAppend(lit Literal) Args {
 		a.Flags = r.Flags()
 		r.SP()
 	}
-	var dateErr error
 	if r.Peek() == '"' {
-		a.Date, dateErr = ParseDateTime(r.String())
+		a.Date, a.Err = readDate(r)
 		r.SP()
 	}
 	marker := func() bool { return (r.Peek() == '{' || r.Peek() == '~') && onlyMarker(r.Rest()) }
 	switch {
 	case r.AcceptWord("CATENATE"):
 		a.Form = Catenate
-	case dateErr != nil:
+	case a.Err != nil:
 		a.Form = Odd
 	case r.AcceptWord("UTF8") && r.Accept(' ') && r.Accept('(') && marker():
 		a.Form = UTF8
 	case !marker():
 		a.Form = Odd
 	}
+	if a.Form == Odd && a.Err == nil {
+		r.Failf("expected a message")
+		a.Err = r.Err()
+	}
 	return a
+}
+
+// readDate reads the date of an APPEND.
+func readDate(r *Reader) (time.Time, error) {
+	text := r.String()
+	if r.Err() != nil {
+		return time.Time{}, r.Err()
+	}
+	d, err := ParseDateTime(text)
+	if err != nil {
+		err = fmt.Errorf("%w: bad date", ErrSyntax)
+	}
+	return d, err
 }
 
 // onlyMarker reports whether b is one marker and nothing else.

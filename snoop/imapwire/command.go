@@ -103,6 +103,19 @@ type Command struct {
 	// Extra: there is more in an APPEND than one message as RFC 9051 has it
 	// (MULTIAPPEND, CATENATE), or nobody knows what. Of that nothing is kept.
 	Extra bool
+
+	read int // bytes of the arguments that Args tells of
+}
+
+// Tail reads what Args does not tell of, and tells the places of errors in all of
+// the arguments. Where Args is Unreadable it fails with that error.
+func (c *Command) Tail() *Reader {
+	r := NewReader(c.Text[c.args:])
+	r.i = c.read
+	if a, ok := c.Args.(Unreadable); ok {
+		r.err = a.Err
+	}
+	return r
 }
 
 // Announced is a literal of a command.
@@ -180,7 +193,7 @@ func (c *Command) line(lit Literal, b []byte) error {
 	switch {
 	case message && !c.Message:
 		c.Message = true
-		c.Args = c.readAppend(lit)
+		c.Args = c.readAppend(NewReader(c.Text[c.args:]), lit)
 		a, ok := c.Args.(AppendArgs)
 		c.Extra = !ok || a.Form == Catenate
 	case message:
@@ -208,7 +221,7 @@ func (c *Command) closes(line []byte) bool {
 // name of its mailbox: nothing stands before it.
 func (c *Command) namesMailbox() bool {
 	args := TrimEOL(c.Text[c.args:])
-	return len(args) > 0 && args[0] == '{' && bytes.IndexByte(args, '\n') < 0
+	return len(args) > 0 && args[0] == '{' && onlyMarker(args)
 }
 
 // SplitSet splits the first line of a command that begins with a set of messages

@@ -85,6 +85,54 @@ func TestNoCommand(t *testing.T) {
 	}
 }
 
+// Tail goes on where Args ends, tells places in all of the arguments, and fails with
+// the error that made them Unreadable.
+func TestTail(t *testing.T) {
+	for _, c := range []struct{ text, rest, err string }{
+		{"a COPY 1 b", "", ""},
+		{"a COPY 1 b x", " x", "unexpected text at byte 3"},
+		{"a COPY 1  b", "", "expected an atom at byte 2"},
+		{"a FETCH 1:3 FLAGS", " FLAGS", "unexpected text at byte 3"},
+		{"a SEARCH ALL", "ALL", "unexpected text at byte 0"},
+		{"a STATUS {1+}\r\nb (X)", " (X)", "unexpected text at byte 7"},
+		{"a STORE 1 (NO 1) FLAGS x", "", "unknown modifier"},
+		{"a STORE 1 FLAG x", "", "expected FLAGS"},
+		{"a APPEND b", "", "expected ' ' at byte 1"},
+		{"a APPEND b (x", "", "list without end"},
+		{"a APPEND b \"no date\"", "", "bad date"},
+		{"a APPEND b text", "", "expected a message"},
+		{"a CREATE {b {1+}\r\nc", "", "bad literal at byte 0"},
+	} {
+		cmd, err := ParseCommand([]byte(c.text + "\r\n"))
+		if err != nil {
+			t.Errorf("%q: %v", c.text, err)
+			continue
+		}
+		r := cmd.Tail()
+		if rest := string(r.Rest()); rest != c.rest {
+			t.Errorf("%q leaves %q", c.text, rest)
+		}
+		r.End()
+		if got := fmt.Sprint(r.Err()); r.Err() != nil && !strings.HasSuffix(got, ": "+c.err) || (r.Err() == nil) != (c.err == "") {
+			t.Errorf("%q: %v, not %s", c.text, r.Err(), c.err)
+		}
+	}
+}
+
+// ENABLE tells all words, and whether they are well formed.
+func TestEnable(t *testing.T) {
+	for text, ok := range map[string]bool{"A": true, "A B": true, "A  B": false, "A (B": false, "": false, "A ": false} {
+		cmd, err := ParseCommand([]byte("a ENABLE " + text + "\r\n"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		a, _ := cmd.Args.(EnableArgs)
+		if (a.Err == nil) != ok || !reflect.DeepEqual(a.Words, strings.Fields(text)) {
+			t.Errorf("%q: %+v", text, a)
+		}
+	}
+}
+
 // Which literal of an APPEND is its message: all but one that is its mailbox's name.
 func TestAppendsMessage(t *testing.T) {
 	type lits = []bool // for each announced literal that is kept: is it the message?

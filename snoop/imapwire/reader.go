@@ -216,7 +216,7 @@ func (r *Reader) literal() string {
 	m := append([]byte{' '}, r.b[r.i:r.i+e+1]...)
 	lit := ParseMarker(m)
 	start := r.i + e + 1
-	if !lit.Present || lit.Size > int64(len(r.b)-start) {
+	if !lit.Present || lit.Size > int64(len(r.b)-start) || !onlyMarker(TrimEOL(m)) {
 		r.Failf("bad literal at byte %d", r.i)
 		return ""
 	}

@@ -97,7 +97,7 @@ func (c *Cache) Outcome(ctx context.Context, account string, ex *imapsession.Exc
 					refs = append(refs, m.Ref)
 				}
 			}
-			return "", false, c.opt.Replica.NoteDoubt(ctx, account, row.Doubt{To: to, Refs: refs})
+			return "", false, c.opt.Replica.NoteDoubt(ctx, account, row.RepeatedDoubt(to, refs...))
 		}
 		return "", false, nil
 	}
@@ -143,7 +143,7 @@ func (c *Cache) outcomeOfAppend(ctx context.Context, account string, ex *imapses
 	uid := c.arrived(account, sn, ex.Kept.Mark, ref, nil)
 	switch {
 	case uid == 0 && !production:
-		return "", false, c.opt.Replica.NoteDoubt(ctx, account, row.Doubt{To: ex.Mailbox, Refs: []row.Ref{ref}})
+		return "", false, c.opt.Replica.NoteDoubt(ctx, account, row.RepeatedDoubt(ex.Mailbox, ref))
 	case uid == 0:
 		return "", false, nil
 	}

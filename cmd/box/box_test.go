@@ -57,16 +57,20 @@ func alone(t *testing.T, change func(*config.Config), f func(t *testing.T, b *Bo
 }
 
 // hold puts a message for anna into what is held.
-func hold(t *testing.T, b *Box, h row.Held) {
+func hold(t *testing.T, b *Box, arrived time.Time, owed bool) {
 	t.Helper()
 	ref, err := b.Store().PutMessage([]byte("Message-ID: <1@other.test>\r\n\r\nhello\r\n"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	h.From, h.Rcpts, h.Ref = "x@other.test", []string{anna}, ref
-	if _, err := b.Store().Hold(t.Context(), h); err != nil {
+	h, err := b.Store().Hold(t.Context(), row.Held{From: "x@other.test", Rcpts: []string{anna}, Ref: ref, Arrived: arrived})
+	if owed && err == nil {
+		err = b.Store().Owe(t.Context(), h.ID)
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
+	b.Store().Confirm(h.ID)
 }
 
 // Orders are given, waited for, and refused, by what the state allows; the ledger
@@ -98,7 +102,7 @@ func TestOrdersWithoutProduction(t *testing.T) {
 		if _, err := b.service.Sync(t.Context(), api.Order{}); err == nil {
 			t.Error("read from production that is fenced")
 		}
-		hold(t, b, row.Held{Arrived: time.Now().Add(-time.Hour), Owed: true})
+		hold(t, b, time.Now().Add(-time.Hour), true)
 		time.Sleep(deliverDelay + time.Second)
 		if n := b.Store().HeldCount(); n != 0 {
 			t.Errorf("%d messages wait", n)
@@ -110,14 +114,14 @@ func TestOrdersWithoutProduction(t *testing.T) {
 // owed is not.
 func TestExpiry(t *testing.T) {
 	alone(t, func(c *config.Config) { c.Standby.HoldFor = config.Duration(time.Minute) }, func(t *testing.T, b *Box) {
-		hold(t, b, row.Held{Arrived: time.Now()})
-		hold(t, b, row.Held{Arrived: time.Now(), Owed: true})
+		hold(t, b, time.Now(), false)
+		hold(t, b, time.Now(), true)
 		time.Sleep(58 * time.Second)
 		if n := b.Store().HeldCount(); n != 2 {
 			t.Errorf("%d messages are held too early", n)
 		}
 		time.Sleep(2*time.Second + expiryLeast)
-		if all := b.Store().HeldAll(); len(all) != 1 || !all[0].Owed {
+		if all := b.Store().HeldAll(); len(all) != 1 || !all[0].OwedSince(all[0].Arrived) {
 			t.Errorf("held: %+v", all)
 		}
 	})

@@ -3,9 +3,9 @@ package copyback
 import (
 	"fmt"
 	"slices"
-	"strings"
 
 	"understudy/replica/imapc"
+	"understudy/replica/match"
 	"understudy/replica/row"
 	"understudy/replica/store"
 	"understudy/snoop/imapwire"
@@ -124,7 +124,7 @@ func crossMoves(boxes []*box) {
 func halfDone(boxes []*box, doubts []row.Doubt) error {
 	for _, d := range doubts {
 		for _, b := range boxes {
-			if d.Box != b.id && (d.Box != 0 || b.sn.Name != d.To) {
+			if !d.Into(b.id, b.sn.Name) {
 				continue
 			}
 			for _, ref := range d.Refs {
@@ -132,11 +132,7 @@ func halfDone(boxes []*box, doubts []row.Doubt) error {
 				if err != nil {
 					return err
 				}
-				keep := 0
-				if d.Moving {
-					keep = len(slices.DeleteFunc(slices.Clone(d.Refs), func(r row.Ref) bool { return r != ref }))
-				}
-				if len(like) > keep {
+				if len(like) > d.Copies(ref) {
 					b.todo.Drop = append(b.todo.Drop, like[0])
 					b.todo.Late = slices.DeleteFunc(b.todo.Late, func(uid uint32) bool { return uid == like[0] })
 				}
@@ -149,7 +145,7 @@ func halfDone(boxes []*box, doubts []row.Doubt) error {
 // lateLike returns the late messages with a content, lowest UID first. Some
 // servers change carriage returns on saving.
 func (b *box) lateLike(ref row.Ref) (uids []uint32, err error) {
-	text := ""
+	var sent *match.Text
 	for _, uid := range b.todo.Late {
 		l := b.late[uid]
 		if l.reflag {
@@ -163,14 +159,14 @@ func (b *box) lateLike(ref row.Ref) (uids []uint32, err error) {
 			if err != nil {
 				return nil, err
 			}
-			if text == "" {
+			if sent == nil {
 				raw, err := b.opt.Store.Message(ref)
 				if err != nil {
 					return nil, err
 				}
-				text = canonical(raw)
+				sent = match.Read(raw)
 			}
-			if canonical(late) != text {
+			if match.Compare(sent, match.Read(late), sameMessage) == 0 {
 				continue
 			}
 		}
@@ -344,8 +340,12 @@ func (t taken) take(id uint64) bool {
 	return was
 }
 
-// canonical drops carriage returns: some servers change CR CR LF on saving.
-func canonical(msg []byte) string { return strings.ReplaceAll(string(msg), "\r", "") }
+// What is enough to take a message of production for one of the standby: some
+// servers change CR CR LF on saving, and add lines to headers of what they deliver.
+const (
+	sameMessage = match.SameBytes | match.SameButCarriageReturns
+	sameSent    = match.WholeButCarriageReturns
+)
 
 // identify reads the messages that production has and the base has not, and
 // pairs them with messages of the standby.
@@ -380,8 +380,8 @@ func (b *box) identify(uids []uint32, same map[uint32]uint32) error {
 // pair finds for each late message the standby's message that it is. Each of
 // the standby's is used once.
 func (b *box) pair(same map[uint32]uint32) error {
-	index := map[int][]*row.Message{} // by length of the canonical body
-	text, sent := map[uint32]string{}, map[uint32]string{}
+	var index match.Index[*row.Message]
+	text, sent := map[uint32]*match.Text{}, map[uint32]*match.Text{}
 	for _, m := range b.sn.Rows {
 		if !m.Fresh && m.Tail == 0 {
 			continue
@@ -390,11 +390,11 @@ func (b *box) pair(same map[uint32]uint32) error {
 		if err != nil {
 			return err
 		}
-		text[m.UID] = canonical(raw)
+		text[m.UID] = match.Read(raw)
 		if m.Tail > 0 && m.Tail <= int64(len(raw)) {
-			sent[m.UID] = canonical(raw[int64(len(raw))-m.Tail:])
+			sent[m.UID] = match.Read(raw[int64(len(raw))-m.Tail:])
 		}
-		index[bodyLen(text[m.UID])] = append(index[bodyLen(text[m.UID])], m)
+		index.Add(text[m.UID].PlainBodyLen(), m)
 	}
 	used := map[uint32]bool{}
 	take := func(late uint32, twin uint32) {
@@ -414,12 +414,12 @@ func (b *box) pair(same map[uint32]uint32) error {
 			if err != nil {
 				return err
 			}
-			l := canonical(raw)
-			for _, m := range index[bodyLen(l)] {
+			l := match.Read(raw)
+			for _, m := range index.Candidates(l.PlainBodyLen()) {
 				if used[m.UID] || exact && m.UID != uid {
 					continue
 				}
-				if l == text[m.UID] || !exact && sent[m.UID] != "" && endsAlike(l, sent[m.UID]) {
+				if match.Compare(text[m.UID], l, sameMessage) != 0 || !exact && sent[m.UID] != nil && match.Compare(sent[m.UID], l, sameSent) != 0 {
 					take(uid, m.UID)
 					break
 				}
@@ -427,34 +427,6 @@ func (b *box) pair(same map[uint32]uint32) error {
 		}
 	}
 	return nil
-}
-
-func bodyLen(canon string) int {
-	if i := strings.Index(canon, "\n\n"); i >= 0 {
-		return len(canon) - i - 2
-	}
-	return 0
-}
-
-// endsAlike reports whether production's copy is what a sender gave, with
-// headers prepended or added.
-func endsAlike(late, orig string) bool {
-	if strings.HasSuffix(late, orig) {
-		return true
-	}
-	n, o := len(late)-bodyLen(late), len(orig)-bodyLen(orig)
-	if late[n:] != orig[o:] {
-		return false
-	}
-	rest := late[:n]
-	for line := range strings.Lines(orig[:max(o-1, 0)]) {
-		i := strings.Index(rest, line)
-		if i < 0 {
-			return false
-		}
-		rest = rest[i+len(line):]
-	}
-	return true
 }
 
 // rebase moves the base up to production's state.

@@ -53,9 +53,10 @@ func (b *box) pick(sn *row.Snapshot) (uid uint32, flag string, err error) {
 			continue
 		}
 		i := slices.IndexFunc(spare, func(f string) bool { return b.lacks(m, f) })
-		d := row.Doubt{Box: b.id, UIDs: []uint32{m.UID}, Flag: spare[i]}
+		d := row.FlagDoubt(b.id, m.UID, spare[i])
 		b.bumped[b.id] = d
-		return m.UID, d.Flag, b.opt.Store.NoteDoubt(b.ctx, b.name, d)
+		_, err := b.opt.Store.BeginCopy(b.ctx, b.name, d)
+		return m.UID, d.Flag, err
 	}
 	return 0, "", nil
 }
@@ -94,7 +95,7 @@ func (b *box) bump(uid uint32, flag string, by uint64) error {
 // left, unless it is one that clients have set.
 func (b *box) clean() error {
 	for _, d := range b.left {
-		if d.Box != b.id || d.Flag == "" {
+		if d.Kind != row.DoubtFlag || d.Box != b.id {
 			continue
 		}
 		if was := b.rows[d.UIDs[0]]; was == nil || was.HasFlag(d.Flag) {

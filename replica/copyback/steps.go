@@ -263,7 +263,7 @@ func (b *box) appendBatch(rows []*row.Message) (done int, err error) {
 	for _, r := range rows {
 		refs = append(refs, r.Ref)
 	}
-	key, err := b.opt.Store.BeginCopy(b.ctx, b.name, row.Doubt{Box: b.id, Refs: refs})
+	key, err := b.opt.Store.BeginCopy(b.ctx, b.name, row.AppendDoubt(b.id, refs...))
 	if err != nil {
 		return 0, err
 	}
@@ -399,7 +399,7 @@ func (b *box) behind(p Plan) error {
 	if err := b.reach(); err != nil {
 		return err
 	}
-	moving := row.Doubt{Box: b.id, Moving: true}
+	moving := row.BehindDoubt(b.id)
 	for _, uid := range p.Late {
 		moving.Refs = append(moving.Refs, b.late[uid].ref)
 	}

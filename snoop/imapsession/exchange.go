@@ -104,7 +104,7 @@ func (ex *Exchange) Doubt() (d row.Doubt, ok bool) {
 	if ex.Verb != imapwire.Move || len(ex.UIDs) == 0 || ex.Target() == "" {
 		return d, false
 	}
-	d = row.Doubt{From: ex.Mailbox, To: ex.Target(), UIDs: ex.UIDs, Mark: ex.Kept.Mark}
+	d = row.MoveDoubt(ex.Mailbox, ex.Target(), ex.UIDs, ex.Kept.Mark)
 	if _, src, dst, err := ParseCopyUID(ex.Heard.CopyUID); err == nil {
 		d.UIDs, d.Dst = src, dst
 	}

@@ -148,7 +148,8 @@ func (f *walk) callValue(c *ast.CallExpr) {
 		f.run(n, b)
 		return
 	}
-	if n, ok := f.info.Types[c.Fun].Type.(*types.Named); ok && n.Obj().Pkg() != nil && n.Obj().Pkg().Path() == "context" {
+	if n, ok := f.info.Types[c.Fun].Type.(*types.Named); ok && n.Obj().Pkg() != nil &&
+		n.Obj().Pkg().Path() == "context" {
 		return // cancel: what hears of it runs beside
 	}
 	f.flag(c.Pos(), "calls the function "+types.ExprString(c.Fun))
@@ -239,7 +240,8 @@ func (f *walk) ofOurs(fn *types.Func) bool {
 	before, any := f.held.join(nil), false
 	for _, name := range f.pkg.Scope().Names() {
 		o, ok := f.pkg.Scope().Lookup(name).(*types.TypeName)
-		if !ok || types.IsInterface(o.Type()) || !types.Implements(types.NewPointer(o.Type()), n.Underlying().(*types.Interface)) {
+		if !ok || types.IsInterface(o.Type()) ||
+			!types.Implements(types.NewPointer(o.Type()), n.Underlying().(*types.Interface)) {
 			continue
 		}
 		m, _, _ := types.LookupFieldOrMethod(o.Type(), true, f.pkg, fn.Name())

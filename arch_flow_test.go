@@ -86,7 +86,8 @@ type flow struct {
 }
 
 func newFlow(c *checked) *flow {
-	w := &flow{checked: c, decls: map[*types.Func]*ast.FuncDecl{}, called: map[*types.Func]bool{}, notes: map[string]string{}, done: map[string]held{},
+	w := &flow{checked: c, decls: map[*types.Func]*ast.FuncDecl{}, called: map[*types.Func]bool{},
+		notes: map[string]string{}, done: map[string]held{},
 		found: map[token.Pos]string{}, excused: map[token.Pos]string{}, taken: map[[2]string]string{}}
 	for _, f := range c.files {
 		for _, d := range f.Decls {
@@ -107,9 +108,6 @@ func newFlow(c *checked) *flow {
 				if reason, ok := strings.CutPrefix(m.Text, "//lock: "); ok {
 					pos := c.fset.Position(m.Pos())
 					w.notes[fmt.Sprint(pos.Filename, ":", pos.Line)] = reason
-					if pos.Column == 1 || strings.TrimSpace(m.Text) == "" {
-						w.notes[fmt.Sprint(pos.Filename, ":", pos.Line+1)] = reason
-					}
 				}
 			}
 		}
@@ -392,7 +390,8 @@ func (f *walk) clauses(label string, list []ast.Stmt) {
 	t := &target{label: label}
 	f.leave = append(f.leave, t)
 	from, ways, all := f.held, []held(nil), false
-	waits := !slices.ContainsFunc(list, func(s ast.Stmt) bool { c, ok := s.(*ast.CommClause); return ok && c.Comm == nil })
+	waits := !slices.ContainsFunc(list,
+		func(s ast.Stmt) bool { c, ok := s.(*ast.CommClause); return ok && c.Comm == nil })
 	for _, s := range list {
 		at, ended := f.branch(from, func() {
 			switch c := s.(type) {
@@ -451,7 +450,8 @@ func (f *walk) comm(s ast.Stmt, waits bool) {
 func (f *walk) jump(s *ast.BranchStmt) {
 	for i := len(f.leave) - 1; i >= 0; i-- {
 		t := f.leave[i]
-		if s.Tok == token.FALLTHROUGH || s.Label != nil && t.label != s.Label.Name || s.Tok == token.CONTINUE && !t.loop {
+		if s.Tok == token.FALLTHROUGH || s.Label != nil && t.label != s.Label.Name || s.Tok == token.CONTINUE &&
+			!t.loop {
 			continue
 		}
 		if s.Tok == token.CONTINUE {

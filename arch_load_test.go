@@ -36,7 +36,8 @@ type listed struct {
 }
 
 func goList(args ...string) ([]listed, error) {
-	out, err := exec.Command("go", append([]string{"list", "-json=ImportPath,Dir,Export,Name,GoFiles,Imports"}, args...)...).Output()
+	out, err := exec.Command("go",
+		append([]string{"list", "-json=ImportPath,Dir,Export,Name,GoFiles,Imports"}, args...)...).Output()
 	if err != nil {
 		return nil, err
 	}
@@ -64,7 +65,8 @@ func newLoader(all []listed) *loader {
 		exports[l.ImportPath] = l.Export
 	}
 	fset := token.NewFileSet()
-	return &loader{fset, importer.ForCompiler(fset, "gc", func(path string) (io.ReadCloser, error) { return os.Open(exports[path]) })}
+	return &loader{fset,
+		importer.ForCompiler(fset, "gc", func(path string) (io.ReadCloser, error) { return os.Open(exports[path]) })}
 }
 
 // check parses and checks the files of one package.
@@ -77,7 +79,8 @@ func (l *loader) check(path, dir string, files []string) (*checked, error) {
 		}
 		c.files, c.name = append(c.files, f), f.Name.Name
 	}
-	c.info = &types.Info{Types: map[ast.Expr]types.TypeAndValue{}, Uses: map[*ast.Ident]types.Object{}, Defs: map[*ast.Ident]types.Object{},
+	c.info = &types.Info{Types: map[ast.Expr]types.TypeAndValue{}, Uses: map[*ast.Ident]types.Object{},
+		Defs:       map[*ast.Ident]types.Object{},
 		Selections: map[*ast.SelectorExpr]*types.Selection{}, Instances: map[*ast.Ident]types.Instance{}}
 	var err error
 	c.pkg, err = (&types.Config{Importer: l.imports}).Check(path, l.fset, c.files, c.info)

@@ -16,7 +16,8 @@ import (
 )
 
 // pure packages know no socket, file, clock, goroutine or log.
-var pure = []string{"snoop/imapwire", "snoop/smtpwire", "snoop/imapsession", "snoop/smtpsession", "replica/row", "replica/match", "proxy/seam", "failover", "console/config"}
+var pure = []string{"snoop/imapwire", "snoop/smtpwire", "snoop/imapsession", "snoop/smtpsession", "replica/row",
+	"replica/match", "proxy/seam", "failover", "console/config"}
 
 // allowed lists what each package may import of this module. The pure packages
 // of any house may be imported from anywhere above them.
@@ -38,30 +39,34 @@ var allowed = map[string][]string{
 	"replica/imapc":         {"snoop/imapwire"},
 	"replica/replicatest":   {"replica", "replica/row", "replica/vault"},
 	"replica/mirror":        {"replica", "replica/store", "replica/row", "replica/imapc", "snoop/imapwire"},
-	"replica/copyback":      {"replica", "replica/match", "replica/store", "replica/row", "replica/imapc", "snoop/imapwire"},
-	"proxy":                 {"replica/row", "proxy/seam", "proxy/upstream", "proxy/imap", "proxy/smtp"},
-	"proxy/seam":            {},
-	"proxy/upstream":        {"proxy/seam", "snoop/imapwire", "snoop/smtpwire"},
-	"proxy/login":           {"proxy/seam", "snoop/imapwire", "snoop/smtpwire"},
-	"proxy/imap":            {"proxy/seam", "proxy/upstream", "proxy/login", "replica/row", "snoop/imapwire", "snoop/smtpwire", "snoop/imapsession"},
-	"proxy/smtp":            {"proxy/seam", "proxy/upstream", "proxy/login", "replica/row", "snoop/imapwire", "snoop/smtpwire", "snoop/smtpsession"},
-	"proxy/inline":          {},
-	"failover":              {},
-	"failover/keeper":       {"failover"},
-	"failover/health":       {},
-	"failover/imapd":        {"replica/row", "snoop/imapwire"},
-	"failover/smtpd":        {"replica/row", "snoop/smtpwire"},
-	"console/config":        {},
-	"console/api":           {"replica/row"},
-	"lab/check":             {"snoop/imapwire"},
-	"lab/hosts":             {},
-	"lab/load":              {"lab/check", "replica/imapc", "snoop/smtpwire"},
-	"lab/maild":             {"cmd/box", "failover/imapd", "failover/smtpd", "proxy", "proxy/imap", "proxy/seam", "proxy/smtp", "replica", "replica/store", "replica/row"},
-	"lab/sim":               {"*"},
-	"lab/site":              {"console/api", "replica/imapc", "replica/row"},
-	"lab":                   {"*"},
-	"cmd/box":               {"*"},
-	"cmd/understudy":        {"*"},
+	"replica/copyback": {"replica", "replica/match", "replica/store", "replica/row", "replica/imapc",
+		"snoop/imapwire"},
+	"proxy":          {"replica/row", "proxy/seam", "proxy/upstream", "proxy/imap", "proxy/smtp"},
+	"proxy/seam":     {},
+	"proxy/upstream": {"proxy/seam", "snoop/imapwire", "snoop/smtpwire"},
+	"proxy/login":    {"proxy/seam", "snoop/imapwire", "snoop/smtpwire"},
+	"proxy/imap": {"proxy/seam", "proxy/upstream", "proxy/login", "replica/row", "snoop/imapwire",
+		"snoop/smtpwire", "snoop/imapsession"},
+	"proxy/smtp": {"proxy/seam", "proxy/upstream", "proxy/login", "replica/row", "snoop/imapwire",
+		"snoop/smtpwire", "snoop/smtpsession"},
+	"proxy/inline":    {},
+	"failover":        {},
+	"failover/keeper": {"failover"},
+	"failover/health": {},
+	"failover/imapd":  {"replica/row", "snoop/imapwire"},
+	"failover/smtpd":  {"replica/row", "snoop/smtpwire"},
+	"console/config":  {},
+	"console/api":     {"replica/row"},
+	"lab/check":       {"snoop/imapwire"},
+	"lab/hosts":       {},
+	"lab/load":        {"lab/check", "replica/imapc", "snoop/smtpwire"},
+	"lab/maild": {"cmd/box", "failover/imapd", "failover/smtpd", "proxy", "proxy/imap", "proxy/seam",
+		"proxy/smtp", "replica", "replica/store", "replica/row"},
+	"lab/sim":        {"*"},
+	"lab/site":       {"console/api", "replica/imapc", "replica/row"},
+	"lab":            {"*"},
+	"cmd/box":        {"*"},
+	"cmd/understudy": {"*"},
 }
 
 const module = "understudy/"
@@ -108,10 +113,12 @@ func TestImports(t *testing.T) {
 		}
 		for _, im := range file.Imports {
 			p := strings.Trim(im.Path.Value, `"`)
-			if in, ok := strings.CutPrefix(p, module); ok && !slices.Contains(may, in) && !slices.Contains(may, "*") && !strings.HasSuffix(name, "_test.go") {
+			if in, ok := strings.CutPrefix(p, module); ok && !slices.Contains(may, in) && !slices.Contains(may, "*") &&
+				!strings.HasSuffix(name, "_test.go") {
 				t.Errorf("%s imports %s", name, p)
 			}
-			if slices.Contains(pure, pkg) && slices.Contains(forbidden, p) && !strings.HasSuffix(name, "_test.go") && (pkg != "console/config" || p != "net") {
+			if slices.Contains(pure, pkg) && slices.Contains(forbidden, p) && !strings.HasSuffix(name, "_test.go") &&
+				(pkg != "console/config" || p != "net") {
 				t.Errorf("%s is of a pure package and imports %s", name, p)
 			}
 		}
@@ -121,7 +128,8 @@ func TestImports(t *testing.T) {
 				case *ast.GoStmt:
 					t.Errorf("%s is of a pure package and starts a goroutine", name)
 				case *ast.SelectorExpr:
-					if x, ok := n.X.(*ast.Ident); ok && x.Name == "time" && (n.Sel.Name == "Now" || n.Sel.Name == "Since") {
+					if x, ok := n.X.(*ast.Ident); ok && x.Name == "time" &&
+						(n.Sel.Name == "Now" || n.Sel.Name == "Since") {
 						t.Errorf("%s is of a pure package and reads the clock", name)
 					}
 				}

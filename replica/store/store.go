@@ -134,7 +134,7 @@ func (s *Store) Alone(ctx context.Context, f func() error) error {
 			if held[a] {
 				continue
 			}
-			if err := a.turn.take(ctx); err != nil {
+			if err := a.turn.take(ctx); err != nil { //lock: one caller at a time takes all
 				return err
 			}
 			held[a], more = true, true

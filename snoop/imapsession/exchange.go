@@ -111,10 +111,10 @@ func (ex *Exchange) Doubt() (d row.Doubt, ok bool) {
 	return d, true
 }
 
-// unread reports whether a command stores messages, and nobody knows where.
+// unread reports whether a command copies messages, and nobody knows where.
 func (ex *Exchange) unread() bool {
 	_, bad := ex.Args.(imapwire.Unreadable)
-	return bad && (ex.Verb.MovesOrCopies() || ex.Verb == imapwire.Append)
+	return bad && ex.Verb.MovesOrCopies()
 }
 
 // ParseCopyUID reads the argument of a COPYUID code (RFC 4315).

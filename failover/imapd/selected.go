@@ -329,8 +329,8 @@ func (s *session) copy(c *command) {
 	if s.bad(c) || move && !s.writable(c) {
 		return
 	}
-	got, err := s.opt.Store.Copy(s.work, s.User,
-		row.CopyCmd{From: s.sel.id, UIDs: s.sel.uids(idx), To: a.Target, Move: move})
+	what := row.CopyCmd{From: s.sel.id, UIDs: s.sel.uids(idx), To: a.Target, Move: move}
+	got, err := s.opt.Store.Copy(s.work, s.User, what)
 	if err != nil {
 		if code := s.opt.Store.Code(err); code == "NONEXISTENT" {
 			s.no(c, "[TRYCREATE] Mailbox doesn't exist: %s", oneLine(a.Target))

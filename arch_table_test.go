@@ -7,7 +7,7 @@ var locks = []string{
 	// The appliance.
 	"cmd/box.losses.turn", "cmd/box.mirrorPort.mu",
 	"failover/keeper.Keeper.mu", "failover/keeper.watchers.mu", "failover/keeper.gate.mu", "failover/keeper.inbox.mu",
-	"proxy.Certificates.mu",
+	"proxy.Certificates.turn",
 	// A session: the seat of its upstream, its state, what is written to its client.
 	"proxy/imap.seat.turn", "proxy/imap.session.mu", "proxy/imap.downlink.turn",
 	"proxy/smtp.swap.mu", "proxy/login.Banner.mu",

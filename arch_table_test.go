@@ -34,12 +34,12 @@ var (
 		"proxy":                 10,
 		"proxy/inline":          122,
 		"replica/blob":          11,
-		"replica":               31,
 		"replica/mirror":        5,
 		"lab/sim":               3,
 		"replica/meta/metatest": 1,
 	}
 	columnAllowances = map[string]int{
+		".": 12, "replica": 60, "replica/delivery": 60, "replica/doubt": 60, "replica/queue": 20, "replica/task": 20, "replica/route": 20,
 		"cmd/box":               1,
 		"console/config":        7,
 		"failover":              1,
@@ -53,7 +53,6 @@ var (
 		"proxy/seam":            2,
 		"proxy/smtp":            14,
 		"proxy/upstream":        13,
-		"replica":               14,
 		"replica/copyback":      26,
 		"replica/match":         10,
 		"replica/meta":          6,

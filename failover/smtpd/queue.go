@@ -29,7 +29,7 @@ var (
 // Flush sends all outbound mail that is due, and returns how much is left. A
 // message is taken off the queue after the relay's 250.
 func (s *Server) Flush(ctx context.Context, r Relay, now time.Time) (left int, err error) {
-	all, err := s.opt.Store.Queue()
+	all, err := s.opt.Store.Queued()
 	if err != nil {
 		return 0, err
 	}

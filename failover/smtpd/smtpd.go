@@ -36,7 +36,7 @@ type Store interface {
 	Message(ref row.Ref) ([]byte, error)
 	Enqueue(ctx context.Context, q row.Queued) (row.Queued, error)
 	Dequeue(ctx context.Context, id uint64) error
-	Queue() ([]row.Queued, error)
+	Queued() ([]row.Queued, error)
 }
 
 // Options of New.

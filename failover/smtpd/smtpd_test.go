@@ -103,7 +103,7 @@ func (s *store) Dequeue(_ context.Context, id uint64) error {
 	return s.did("sent %d", id)
 }
 
-func (s *store) Queue() ([]row.Queued, error) { return slices.Clone(s.queue), nil }
+func (s *store) Queued() ([]row.Queued, error) { return slices.Clone(s.queue), nil }
 
 // keep stores a message.
 func (s *store) keep(msg string) row.Ref {

@@ -186,7 +186,7 @@ func (w *world) outage(a, b hand) {
 func (w *world) interrupt() {
 	copying := func() bool {
 		return slices.ContainsFunc(w.users, func(u string) bool {
-			all, err := w.living().Store().Doubts(u)
+			all, err := w.living().Store().DoubtsOf(u)
 			if err != nil {
 				w.t.Error(err)
 			}

@@ -129,7 +129,7 @@ func waiting(t *testing.T, r *replica.Replica, users []string) (lines []string) 
 			lines = append(lines, fmt.Sprintf("twin %s %.12s", u, x.Ref))
 		}
 	}
-	queue, err := r.Queue()
+	queue, err := r.Queued()
 	if err != nil {
 		t.Error(err)
 	}

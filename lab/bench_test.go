@@ -29,34 +29,45 @@ const thisBox, beforeBox = "understudy", "before"
 // rounds are interleaved over the ways; the median counts.
 const rounds = 3
 
-// benchRow is one row of the table; run returns how much it did in which time.
+// benchRow is one row of the table.
 type benchRow struct {
 	name string
-	run  func(t *testing.T, w way) (done float64, took time.Duration)
+	run  rowWork
 }
 
+// rowWork is what a row does through a way; it returns how much it did in which time.
+type rowWork func(t *testing.T, w way) (done float64, took time.Duration)
+
 func benchRows() []benchRow {
+	noop := func(n int) rowWork {
+		return func(t *testing.T, w way) (float64, time.Duration) { return noops(t, w.imap, w.users[0], n) }
+	}
+	smtp := func(one bool) rowWork {
+		return func(t *testing.T, w way) (float64, time.Duration) { return smtps(t, w.smtp, w.users[2], one) }
+	}
 	return []benchRow{
-		{"NOOP, 1 connection /s",
-			func(t *testing.T, w way) (float64, time.Duration) { return noops(t, w.imap, w.users[0], 1) }},
-		{"NOOP, 20 connections /s",
-			func(t *testing.T, w way) (float64, time.Duration) { return noops(t, w.imap, w.users[0], 20) }},
-		{"mixed commands, 20 connections /s",
-			func(t *testing.T, w way) (float64, time.Duration) { return mixed(t, w.imap, w.users) }},
-		{"login + logout /s",
-			func(t *testing.T, w way) (float64, time.Duration) { return logins(t, w.imap, w.users[0]) }},
-		{"bulk FETCH MB/s",
-			func(t *testing.T, w way) (float64, time.Duration) { return bulk(t, w.imap, w.users[0], false) }},
-		{"bulk FETCH over TLS MB/s",
-			func(t *testing.T, w way) (float64, time.Duration) { return bulk(t, w.imapTLS, w.users[0], true) }},
-		{"APPEND 4 kB /s",
-			func(t *testing.T, w way) (float64, time.Duration) { return appends(t, w.imap, w.users[1]) }},
-		{"SMTP 4 kB, one message a session /s",
-			func(t *testing.T, w way) (float64, time.Duration) { return smtps(t, w.smtp, w.users[2], false) }},
-		{"SMTP 4 kB, one session /s",
-			func(t *testing.T, w way) (float64, time.Duration) { return smtps(t, w.smtp, w.users[2], true) }},
-		{"submission with AUTH /s",
-			func(t *testing.T, w way) (float64, time.Duration) { return submits(t, w.submit, w.users[3]) }},
+		{"NOOP, 1 connection /s", noop(1)},
+		{"NOOP, 20 connections /s", noop(20)},
+		{"mixed commands, 20 connections /s", func(t *testing.T, w way) (float64, time.Duration) {
+			return mixed(t, w.imap, w.users)
+		}},
+		{"login + logout /s", func(t *testing.T, w way) (float64, time.Duration) {
+			return logins(t, w.imap, w.users[0])
+		}},
+		{"bulk FETCH MB/s", func(t *testing.T, w way) (float64, time.Duration) {
+			return bulk(t, w.imap, w.users[0], false)
+		}},
+		{"bulk FETCH over TLS MB/s", func(t *testing.T, w way) (float64, time.Duration) {
+			return bulk(t, w.imapTLS, w.users[0], true)
+		}},
+		{"APPEND 4 kB /s", func(t *testing.T, w way) (float64, time.Duration) {
+			return appends(t, w.imap, w.users[1])
+		}},
+		{"SMTP 4 kB, one message a session /s", smtp(false)},
+		{"SMTP 4 kB, one session /s", smtp(true)},
+		{"submission with AUTH /s", func(t *testing.T, w way) (float64, time.Duration) {
+			return submits(t, w.submit, w.users[3])
+		}},
 	}
 }
 
@@ -122,11 +133,9 @@ func newBench(t *testing.T, users int) *bench {
 func (b *bench) box(t *testing.T, name, binary string, users []string) {
 	t.Helper()
 	tlsPort := must(site.FreePort())(t)
-	x := newBoxOf(t, binary, b.s,
-		map[string]string{"certificate": fmt.Sprintf("[{cert=%q, key=%q}]", b.cert, b.key), "log_level": `"warn"`,
-			"accounts.list": fmt.Sprintf(`["%s"]`, strings.Join(users, `","`)),
-			"listen.imaps":  fmt.Sprintf("%q", local(tlsPort)), "failover.mode": `"advise"`,
-			"production.client_id": "false", "production.xclient": "false", "mirror.sweep": `"0s"`})
+	x := newBoxOf(t, binary, b.s, map[string]string{"certificate": fmt.Sprintf("[{cert=%q, key=%q}]", b.cert, b.key), "log_level": `"warn"`,
+		"accounts.list": fmt.Sprintf(`["%s"]`, strings.Join(users, `","`)), "listen.imaps": fmt.Sprintf("%q", local(tlsPort)), "failover.mode": `"advise"`,
+		"production.client_id": "false", "production.xclient": "false", "mirror.sweep": `"0s"`})
 	waitPhase(t, x, "protecting")
 	b.boxes = append(b.boxes, x)
 	b.ways = append(b.ways, way{name, x.IMAP, local(tlsPort), x.SMTP, x.Submission, users, x.Pid()})
@@ -158,9 +167,7 @@ func fillBench(t *testing.T, s *site.Site, u string, n int) {
 	c := dial(t, direct(s), u)
 	var tags []string
 	for i := range n {
-		tags = append(tags,
-			must(c.SendAppend(imapc.Appending{Mailbox: "INBOX", Flags: []string{`\Seen`},
-				Body: message(fmt.Sprint("b", i), 2000+i%100*80)}))(t))
+		tags = append(tags, must(c.SendAppend(imapc.Appending{Mailbox: "INBOX", Flags: []string{`\Seen`}, Body: message(fmt.Sprint("b", i), 2000+i%100*80)}))(t))
 		if len(tags) == 100 || i == n-1 {
 			for _, tag := range tags {
 				if _, err := c.Wait(tag, nil); err != nil {
@@ -214,8 +221,7 @@ func mixed(t *testing.T, addr string, users []string) (done float64, took time.D
 		if _, err := c.Select("INBOX", false); err != nil {
 			t.Fatal(err)
 		}
-		cmds := []string{"NOOP", "UID FETCH 1:20 (FLAGS)", "UID SEARCH ALL", `STATUS INBOX (MESSAGES UNSEEN)`,
-			`UID STORE 1 +FLAGS (\Flagged)`, `UID STORE 1 -FLAGS (\Flagged)`, `LIST "" "*"`}
+		cmds := []string{"NOOP", "UID FETCH 1:20 (FLAGS)", "UID SEARCH ALL", `STATUS INBOX (MESSAGES UNSEEN)`, `UID STORE 1 +FLAGS (\Flagged)`, `UID STORE 1 -FLAGS (\Flagged)`, `LIST "" "*"`}
 		k := 0
 		return func() error { k++; _, err := c.Do(cmds[k%len(cmds)], nil); return err }, c.Close
 	})
@@ -252,8 +258,8 @@ func bulk(t *testing.T, addr, u string, secure bool) (done float64, took time.Du
 	}
 	bytes, start := 0, time.Now()
 	for time.Since(start) < benchTime {
-		if err := c.Fetch("1:*", "(UID BODY.PEEK[])",
-			func(m imapc.Message) error { bytes += len(m.Body); return nil }); err != nil {
+		err := c.Fetch("1:*", "(UID BODY.PEEK[])", func(m imapc.Message) error { bytes += len(m.Body); return nil })
+		if err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -264,8 +270,10 @@ func appends(t *testing.T, addr, u string) (done float64, took time.Duration) {
 	body := message("append", 4000)
 	return calls(t, 1, func(int) (func() error, func()) {
 		c := must(site.Dial(t.Context(), addr, u))(t)
-		return func() error { _, _, err := c.Append(imapc.Appending{Mailbox: "INBOX", Body: body}); return err },
-			c.Close
+		return func() error {
+			_, _, err := c.Append(imapc.Appending{Mailbox: "INBOX", Body: body})
+			return err
+		}, c.Close
 	})
 }
 
@@ -414,12 +422,12 @@ func haproxy(t *testing.T, s *site.Site, dir, cert, key string) way {
 	if err := os.WriteFile(pem, both, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	conf := fmt.Sprintf(
-		"global\n maxconn 4000\ndefaults\n mode tcp\n timeout connect 5s\n timeout client 60s\n timeout server 60s\n"+
-			"listen imap\n bind 127.0.0.1:%d\n server a 127.0.0.1:%d\nlisten imaps\n bind 127.0.0.1:%d ssl crt %s\n "+
-			"server a 127.0.0.1:%d\n"+
-			"listen smtp\n bind 127.0.0.1:%d\n server a 127.0.0.1:%d\nlisten sub\n bind 127.0.0.1:%d\n server a "+
-			"127.0.0.1:%d\n",
+	conf := fmt.Sprintf("global\n maxconn 4000\ndefaults\n mode tcp\n"+
+		" timeout connect 5s\n timeout client 60s\n timeout server 60s\n"+
+		"listen imap\n bind 127.0.0.1:%d\n server a 127.0.0.1:%d\n"+
+		"listen imaps\n bind 127.0.0.1:%d ssl crt %s\n server a 127.0.0.1:%d\n"+
+		"listen smtp\n bind 127.0.0.1:%d\n server a 127.0.0.1:%d\n"+
+		"listen sub\n bind 127.0.0.1:%d\n server a 127.0.0.1:%d\n",
 		p[0], s.IMAPPort, p[1], pem, s.IMAPPort, p[2], s.SMTPPort, p[3], s.SubmissionPort)
 	path := filepath.Join(dir, "haproxy.cfg")
 	peer(t, conf, path, "haproxy", "-f", path)

@@ -58,8 +58,8 @@ func TestBench_Wire(t *testing.T) {
 		time.Sleep(time.Second)
 		t.Logf("%s, of the rate without the box: bridged FETCH %.2f, other port %.2f, connections %.2f / %.2f; "+
 			"diverted FETCH %.2f, other port %.2f, connections %.2f / %.2f", addr,
-			bri.fetch/dir.fetch, bri.bulk/dir.bulk, bri.one/dir.one, bri.many/dir.many, div.fetch/dir.fetch,
-			div.bulk/dir.bulk, div.one/dir.one, div.many/dir.many)
+			bri.fetch/dir.fetch, bri.bulk/dir.bulk, bri.one/dir.one, bri.many/dir.many,
+			div.fetch/dir.fetch, div.bulk/dir.bulk, div.one/dir.one, div.many/dir.many)
 	}
 }
 
@@ -79,11 +79,11 @@ func TestBench_WireBefore(t *testing.T) {
 	ways := []way{{name: thisBox}, {name: beforeBox}}
 	rows := []struct {
 		name string
-		run  func(*testing.T, way) (done float64, took time.Duration)
+		run  rowWork
 	}{
 		{"diverted FETCH MB/s", func(t *testing.T, _ way) (float64, time.Duration) {
-			return float64(len(big)) / 1e6,
-				time.Duration(float64(len(big)) / 1e6 / fetchRate(t, n, server4, u, len(big)) * float64(time.Second))
+			mb := float64(len(big)) / 1e6
+			return mb, time.Duration(mb / fetchRate(t, n, server4, u, len(big)) * float64(time.Second))
 		}},
 		{"diverted connections /s", func(_ *testing.T, _ way) (float64, time.Duration) {
 			return 3 * connRate(n.client, server4, 1), 3 * time.Second

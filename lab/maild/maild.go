@@ -133,8 +133,8 @@ func (s *Server) Authenticate(_ context.Context, l seam.Login) (string, error) {
 	} else if l.User != l.AuthUser {
 		return "", seam.ErrDenied
 	}
-	if _, ok := s.opt.Users[l.User]; !ok || l.Token() ||
-		subtle.ConstantTimeCompare([]byte(want), []byte(l.Password)) != 1 {
+	_, ok := s.opt.Users[l.User]
+	if !ok || l.Token() || subtle.ConstantTimeCompare([]byte(want), []byte(l.Password)) != 1 {
 		return "", seam.ErrDenied
 	}
 	return l.User, nil

@@ -83,6 +83,7 @@ func (m *swap) call(ctx context.Context, f func(*link) (smtpwire.Reply, error)) 
 		}
 		up, unlock := m.now()
 		if up == nil {
+			unlock()
 			continue
 		}
 		r, err := f(up)
@@ -104,13 +105,9 @@ func (m *swap) call(ctx context.Context, f func(*link) (smtpwire.Reply, error)) 
 	return smtpwire.Reply{}, seam.ErrLost
 }
 
-// now takes the upstream in use; nil if there is none.
+// now takes the turn and the upstream in use; nil if there is none.
 func (m *swap) now() (up *link, unlock func()) {
 	m.mu.Lock()
-	if m.up == nil {
-		m.mu.Unlock()
-		return nil, nil
-	}
 	return m.up, m.mu.Unlock
 }
 
@@ -245,7 +242,8 @@ func (s *session) sayAgain(up *link) error {
 		case r.Code == 421:
 			return fmt.Errorf("upstream closes: %s", r)
 		default:
-			s.srv.opt.Log.Info("SMTP session is closed and not continued", "client", s.state.Client().Addr, "why", r.String())
+			s.srv.opt.Log.Info("SMTP session is closed and not continued", "client", s.state.Client().Addr, "why",
+				r.String())
 			return errEnd
 		}
 	}

@@ -174,7 +174,7 @@ func (c *Copier) open(ctx context.Context, name string) (*account, func(), error
 		conn.Close()
 		return nil, nil, errors.New("production offers no UIDPLUS: UIDs cannot be reproduced; see the documentation of migrations")
 	}
-	left, err := c.opt.Store.Doubts(name)
+	left, err := c.opt.Store.DoubtsOf(name)
 	if err != nil {
 		conn.Close()
 		return nil, nil, err
@@ -222,7 +222,7 @@ func (a *account) run() error {
 		work = append(work, b)
 	}
 	crossMoves(work)
-	doubts, err := a.opt.Store.Doubts(a.name)
+	doubts, err := a.opt.Store.DoubtsOf(a.name)
 	if err != nil {
 		return err
 	}

@@ -9,7 +9,8 @@ import (
 	"strings"
 	"time"
 
-	"understudy/replica"
+	"understudy/replica/delivery"
+	"understudy/replica/doubt"
 	"understudy/replica/imapc"
 	"understudy/replica/row"
 	"understudy/replica/store"
@@ -283,7 +284,7 @@ func (b *box) appendBatch(rows []*row.Message) (done int, err error) {
 	b.base.UIDNext, b.base.Name = max(b.base.UIDNext, b.next), b.sn.Name
 	b.was = b.base
 	return done, b.opt.Store.Rebase(b.ctx, b.name, func(tx *store.Tx) {
-		replica.EndCopy(tx, key)
+		doubt.EndCopy(tx, key)
 		tx.SetBaseBox(b.base)
 		for i, r := range rows[:done] {
 			b.copied(tx, r, uids[i])
@@ -453,7 +454,7 @@ func (b *box) keep(late, uids []uint32) error {
 			held = append(held, h)
 		}
 	}
-	return b.opt.Store.Land(b.ctx, store.ByKeeper, replica.Landed{Account: b.name, Mailbox: b.sn.Name, Held: held}, func(tx *store.Tx) error {
+	return b.opt.Store.Land(b.ctx, store.ByKeeper, delivery.Landed{Account: b.name, Mailbox: b.sn.Name, Held: held}, func(tx *store.Tx) error {
 		m := tx.BoxByID(b.id)
 		m.ModSeq++
 		for i, old := range late {

@@ -22,7 +22,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"understudy/replica"
+	"understudy/replica/delivery"
 	"understudy/replica/imapc"
 	"understudy/replica/row"
 	"understudy/replica/store"
@@ -39,10 +39,10 @@ type Deliveries interface {
 	HeldCount() int
 	// AwaitHolds waits for those that are about to be held.
 	AwaitHolds(ctx context.Context) error
-	MatchHeld(a replica.Arrival) (h row.Held, msg []byte, ok bool)
+	MatchHeld(a delivery.Arrival) (h row.Held, msg []byte, ok bool)
 	MatchHeldBody(msg []byte) (row.Held, bool)
 	// Land is Store.Update, in which held messages are seen to have arrived.
-	Land(ctx context.Context, by store.Writer, in replica.Landed, f func(*store.Tx) error) error
+	Land(ctx context.Context, by store.Writer, in delivery.Landed, f func(*store.Tx) error) error
 	Twins(account string) []row.Twin
 	MatchTwin(account string, msg []byte) (row.Twin, bool)
 	ForgetTwins(ctx context.Context, gone func(row.Twin) bool) error
@@ -125,7 +125,8 @@ func New(o Options) *Mirror {
 	if o.HintDelay == 0 {
 		o.HintDelay = 200 * time.Millisecond
 	}
-	m := &Mirror{opt: o, hints: make(chan hint, 10_000), locks: locks{m: map[string]*lock{}}, wake: make(chan struct{}, 1), seeded: make(chan struct{})}
+	m := &Mirror{opt: o, hints: make(chan hint, 10_000), locks: locks{m: map[string]*lock{}},
+		wake: make(chan struct{}, 1), seeded: make(chan struct{})}
 	m.unread.since = map[string]map[string]uint64{}
 	m.pool = pool{dial: o.Dial, idle: map[string][]*pooled{}}
 	return m
@@ -392,7 +393,8 @@ func (m *Mirror) runHints(ctx context.Context) error {
 func (m *Mirror) hinted(ctx context.Context, h hint) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	if err := m.SyncMailbox(ctx, h.account, h.mailbox); err != nil && ctx.Err() == nil && !errors.Is(err, store.ErrNotHome) {
+	err := m.SyncMailbox(ctx, h.account, h.mailbox)
+	if err != nil && ctx.Err() == nil && !errors.Is(err, store.ErrNotHome) {
 		m.opt.Log.Debug("targeted sync", "account", h.account, "mailbox", h.mailbox, "err", err)
 	}
 }

@@ -22,7 +22,7 @@ func (b *box) send(rows []*row.Message, next uint32) (uids, burned []uint32, err
 	var list []imapc.Appending
 	var of []*row.Message // what each is; nil: it burns a UID
 	for i, r := range rows {
-		body, err := b.opt.Store.Message(r.Ref)
+		body, err := b.opt.Messages.Get(r.Ref)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -122,7 +122,7 @@ func (b *box) sendAlone(r *row.Message, body []byte) (uint32, error) {
 
 // sendWrapped appends it as an attachment.
 func (b *box) sendWrapped(r *row.Message, body []byte, why error) (uint32, error) {
-	b.note("mailbox %s of %s: production refuses message %d (%v); it is put there as an attachment", b.sn.Name, b.name, r.UID, why)
+	b.tell("mailbox %s of %s: production refuses message %d (%v); it is put there as an attachment", b.sn.Name, b.name, r.UID, why)
 	_, uid, err := b.c.Append(b.appending(r, wrapped(body, r.Ref.String()[:32], r.Date)))
 	switch {
 	case err != nil:

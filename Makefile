@@ -48,6 +48,8 @@ bench: deps
 
 gen: go
 	go run ./cmd/understudy diagram failover > docs/failover.mmd
+	go run ./cmd/understudy diagram held > docs/held.mmd
+	go run ./cmd/understudy diagram doubt > docs/doubt.mmd
 	go run ./cmd/understudy diagram imapsession > docs/imapsession.mmd
 	go run ./cmd/understudy diagram smtpsession > docs/smtpsession.mmd
 	go run ./cmd/understudy config describe > docs/understudy.toml

@@ -16,7 +16,8 @@ import (
 )
 
 // pure packages know no socket, file, clock, goroutine or log.
-var pure = []string{"snoop/imapwire", "snoop/smtpwire", "snoop/imapsession", "snoop/smtpsession", "replica/row", "replica/copyback/plan", "proxy/seam", "failover", "console/config"}
+var pure = []string{"snoop/imapwire", "snoop/smtpwire", "snoop/imapsession", "snoop/smtpsession", "replica/row", "replica/match", "replica/copyback/plan",
+	"proxy/seam", "failover", "console/config"}
 
 // allowed lists what each package may import of this module. The pure packages
 // of any house may be imported from anywhere above them.
@@ -24,22 +25,23 @@ var allowed = map[string][]string{
 	"snoop/imapwire":        {},
 	"snoop/smtpwire":        {},
 	"snoop/imapsession":     {"snoop/imapwire", "replica/row"},
-	"snoop/smtpsession":     {"snoop/smtpwire", "replica/row", "replica/copyback/plan", "proxy/seam"},
+	"snoop/smtpsession":     {"snoop/smtpwire", "replica/row", "proxy/seam"},
 	"snoop":                 {"snoop/imapwire", "snoop/imapsession", "replica/row"},
 	"snoop/capture":         {"snoop/imapwire", "snoop/imapsession", "snoop/smtpwire", "replica/row"},
 	"replica/row":           {},
+	"replica/match":         {},
 	"replica/meta":          {"replica/row"},
 	"replica/store":         {"replica/row", "replica/meta"},
 	"replica/blob":          {"replica/row"},
 	"replica/vault":         {"replica/meta"},
-	"replica":               {"replica/row", "replica/meta", "replica/blob", "replica/store"},
+	"replica":               {"replica/row", "replica/match", "replica/meta", "replica/blob", "replica/store"},
 	"replica/meta/metatest": {"replica/meta"},
 	"replica/imapc":         {"snoop/imapwire"},
 	"replica/replicatest":   {"replica", "replica/row", "replica/vault"},
 	"replica/mirror":        {"replica", "replica/store", "replica/row", "replica/imapc", "snoop/imapwire"},
-	"replica/copyback":      {"replica", "replica/store", "replica/row", "replica/copyback/plan", "replica/imapc", "snoop/imapwire"},
+	"replica/copyback":      {"replica", "replica/copyback/plan", "replica/match", "replica/store", "replica/row", "replica/imapc", "snoop/imapwire"},
 	"replica/copyback/plan": {"replica/row"},
-	"proxy":                 {"replica/row", "replica/copyback/plan", "proxy/seam", "proxy/upstream", "proxy/imap", "proxy/smtp"},
+	"proxy":                 {"replica/row", "proxy/seam", "proxy/upstream", "proxy/imap", "proxy/smtp"},
 	"proxy/seam":            {},
 	"proxy/upstream":        {"proxy/seam", "snoop/imapwire", "snoop/smtpwire"},
 	"proxy/login":           {"proxy/seam", "snoop/imapwire", "snoop/smtpwire"},

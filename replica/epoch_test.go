@@ -41,6 +41,7 @@ func TestM13_OldReplicaIsRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	old.Confirm(h.ID)
 	if err := over().SaveState(ctx, "failover", "serving", 1); err != nil {
 		t.Fatal(err)
 	}
@@ -52,13 +53,14 @@ func TestM13_OldReplicaIsRefused(t *testing.T) {
 		"acting":  func() error { return old.EndActing(ctx, "ada") },
 		"hold":    func() error { _, err := old.Hold(ctx, held); return err },
 		"owe":     func() error { return old.Owe(ctx, h.ID) },
-		"forget":  func() error { return old.Forget(ctx, h.ID) },
+		"forget":  func() error { return old.Found(ctx, h.ID) },
+		"expire":  func() error { return old.Expire(ctx, h.ID) },
 		"deliver": func() error { return old.Deliver(ctx, h, "ada@d.test", []byte("Subject: x\r\n\r\nbody\r\n")) },
 		"land": func() error {
 			return old.Land(ctx, store.ByKeeper, replica.Landed{Account: "ada", Mailbox: "INBOX", Held: []row.Held{h}}, func(*store.Tx) error { return nil })
 		},
-		"doubt":    func() error { return old.NoteDoubt(ctx, "ada", row.Doubt{From: "INBOX", To: "X"}) },
-		"copying":  func() error { _, err := old.BeginCopy(ctx, "ada", row.Doubt{Box: 1}); return err },
+		"doubt":    func() error { return old.NoteDoubt(ctx, "ada", row.MoveDoubt("INBOX", "X", nil, 0)) },
+		"copying":  func() error { _, err := old.BeginCopy(ctx, "ada", row.AppendDoubt(1)); return err },
 		"queue":    func() error { _, err := old.Enqueue(ctx, row.Queued{From: "x@y"}); return err },
 		"dequeue":  func() error { return old.Dequeue(ctx, 1) },
 		"task":     func() error { return old.SaveTask(ctx, row.Task{Job: "x"}) },

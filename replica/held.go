@@ -1,7 +1,6 @@
 package replica
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -11,19 +10,29 @@ import (
 	"strings"
 	"time"
 
+	"understudy/replica/match"
 	"understudy/replica/meta"
 	"understudy/replica/row"
 	"understudy/replica/store"
 )
 
-// Hold stores an inbound message that was just accepted, before its 250 is
-// passed on.
+// Hold stores a message that production has before it, before its 250 is passed on.
 func (s *Replica) Hold(ctx context.Context, h row.Held) (row.Held, error) {
+	return s.hold(ctx, h, row.HeldHappened{Event: row.HeldArrives, By: row.ByCache})
+}
+
+// Take stores a message that the standby accepts, before its 250 is given.
+func (s *Replica) Take(ctx context.Context, h row.Held) (row.Held, error) {
+	return s.hold(ctx, h, row.HeldHappened{Event: row.HeldTaken, By: row.ByStandby})
+}
+
+func (s *Replica) hold(ctx context.Context, h row.Held, e row.HeldHappened) (row.Held, error) {
 	msg, err := s.Message(h.Ref)
 	if err != nil {
 		return h, err
 	}
-	h.Key = BodyKey(BodyLen(msg))
+	h, _, _ = h.Step(e)
+	h.Key = match.Key(match.Read(msg).BodyLen())
 	s.mu.Lock()
 	s.nextID++
 	h.ID = s.nextID
@@ -101,83 +110,90 @@ func (s *Replica) HeldCount() int {
 	return len(s.held)
 }
 
-// DropHeld forgets recipients of a held delivery, and the delivery with its last.
-func (s *Replica) DropHeld(ctx context.Context, id uint64, gone func(rcpt string) bool) error {
-	s.heldMu.Lock()
-	defer s.heldMu.Unlock()
-	h, ok := s.heldByID(id)
-	if !ok {
-		return nil
-	}
-	n := len(h.Rcpts)
-	h.Rcpts = slices.DeleteFunc(slices.Clone(h.Rcpts), gone)
-	if len(h.Rcpts) == n {
-		return nil
-	}
-	var b meta.Batch
-	h.store(&b)
-	if _, err := s.Meta.Commit(ctx, b); err != nil {
-		return fmt.Errorf("drop held delivery: %w", err)
-	}
-	s.showHeld(h)
-	return nil
+// Refuse forgets a message that production refused, or whose sender was not
+// answered and will come again.
+func (s *Replica) Refuse(ctx context.Context, id uint64) error {
+	return s.tell(ctx, id, row.HeldHappened{Event: row.HeldRefused, By: row.ByCache})
 }
 
-// Forget drops a held message that was refused, or that nobody waits for any more.
-func (s *Replica) Forget(ctx context.Context, id uint64) error {
-	return s.DropHeld(ctx, id, func(string) bool { return true })
+// Found forgets a message that was in the mailboxes of all recipients before it was
+// held.
+func (s *Replica) Found(ctx context.Context, id uint64) error {
+	return s.tell(ctx, id, row.HeldHappened{Event: row.HeldFound, By: row.ByCache})
+}
+
+// Expire forgets a message that nobody waits for any more.
+func (s *Replica) Expire(ctx context.Context, id uint64) error {
+	return s.tell(ctx, id, row.HeldHappened{Event: row.HeldExpires, By: row.ByKeeper})
 }
 
 // Confirm records that production answered a held message with 250.
 func (s *Replica) Confirm(id uint64) {
-	s.heldMu.Lock()
-	defer s.heldMu.Unlock()
-	if h, ok := s.heldByID(id); ok {
-		h.Open = false
-		s.showHeld(h)
-	}
+	_ = s.tell(context.Background(), id, row.HeldHappened{Event: row.HeldConfirmed, By: row.ByCache}) // nothing is written
 }
 
 // Giving records that production is about to be given a message that it may then
-// have, whatever becomes of the answer: it is owed from now on. It returns the
-// delivery as it was; ok is false if it is not due, or not held any more.
+// have, whatever becomes of the answer. It returns the delivery as it was; ok is
+// false if it is not due, or not held any more.
 func (s *Replica) Giving(ctx context.Context, id uint64, now time.Time, due func(row.Held) bool) (was row.Held, ok bool, err error) {
-	err = s.changeHeld(ctx, id, func(h *row.Held) {
-		if was, ok = *h, due(*h); ok {
-			h.Standby, h.Owed, h.Arrived = false, true, now
-		}
-	})
-	return was, ok && err == nil, err
+	s.heldMu.Lock()
+	defer s.heldMu.Unlock()
+	h, ok := s.heldByID(id)
+	if !ok || !due(h.Held) {
+		return h.Held, false, nil
+	}
+	ok, err = s.step(ctx, h, row.HeldHappened{Event: row.HeldGives, By: row.ByStandby, At: now})
+	return h.Held, ok && err == nil, err
 }
 
 // NotGiven takes that back: production surely has not got it.
-func (s *Replica) NotGiven(ctx context.Context, was row.Held) error {
-	return s.changeHeld(ctx, was.ID, func(h *row.Held) { h.Standby, h.Owed, h.Arrived = was.Standby, was.Owed, was.Arrived })
+func (s *Replica) NotGiven(ctx context.Context, id uint64) error {
+	return s.tell(ctx, id, row.HeldHappened{Event: row.HeldNotGiven, By: row.ByStandby})
 }
 
 // Given records that production has answered for it.
 func (s *Replica) Given(ctx context.Context, id uint64) error {
-	return s.changeHeld(ctx, id, func(h *row.Held) { h.Standby, h.Owed = false, false })
+	return s.tell(ctx, id, row.HeldHappened{Event: row.HeldGiven, By: row.ByStandby})
 }
 
-// Owe records that a message counts as accepted though production did not answer.
+// GivingLost records that production did not answer: it may have it.
+func (s *Replica) GivingLost(ctx context.Context, id uint64) error {
+	return s.tell(ctx, id, row.HeldHappened{Event: row.HeldGivingLost, By: row.ByStandby})
+}
+
+// Owe records that a message counts as accepted though nobody knows production's
+// answer.
 func (s *Replica) Owe(ctx context.Context, id uint64) error {
-	return s.changeHeld(ctx, id, func(h *row.Held) { h.Open, h.Owed = false, true })
+	return s.tell(ctx, id, row.HeldHappened{Event: row.HeldUnanswered, By: row.ByCache})
 }
 
-func (s *Replica) changeHeld(ctx context.Context, id uint64, f func(*row.Held)) error {
+// tell hands a held message an event; one that is not held any more gets none.
+func (s *Replica) tell(ctx context.Context, id uint64, e row.HeldHappened) error {
 	s.heldMu.Lock()
 	defer s.heldMu.Unlock()
 	h, ok := s.heldByID(id)
 	if !ok {
 		return nil
 	}
-	f(&h.Held)
-	if err := s.putHeld(ctx, &h.Held); err != nil {
-		return err
+	_, err := s.step(ctx, h, e)
+	return err
+}
+
+// step makes one transition, with what has to be on disk first. heldMu is held.
+func (s *Replica) step(ctx context.Context, h heldRow, e row.HeldHappened) (ok bool, err error) {
+	next, r, ok := h.Step(e)
+	if !ok {
+		return false, nil
 	}
-	s.showHeld(h)
-	return nil
+	if r.OnDisk == row.RowFirst {
+		var b meta.Batch
+		heldRow{next}.store(&b)
+		if _, err := s.Meta.Commit(ctx, b); err != nil {
+			return false, fmt.Errorf("held message %d, %s: %w", h.ID, e.Event, err)
+		}
+	}
+	s.showHeld(heldRow{next})
+	return true, nil
 }
 
 // heldRow is a delivery whose recipients change; heldMu is held.
@@ -194,7 +210,7 @@ func (s *Replica) heldByID(id uint64) (heldRow, bool) {
 
 // store adds the row's new state to a batch: gone with the last recipient.
 func (h heldRow) store(b *meta.Batch) {
-	if len(h.Rcpts) == 0 {
+	if h.State.Ended() {
 		b.Delete(meta.HeldKey(h.ID))
 		return
 	}
@@ -206,23 +222,11 @@ func (s *Replica) showHeld(h heldRow) {
 	defer ring(s.bells.held)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(h.Rcpts) == 0 {
+	if h.State.Ended() {
 		delete(s.held, h.ID)
 	} else {
 		s.held[h.ID] = &h.Held
 	}
-}
-
-// BodyLen is the length of a message behind its header, by which a delivered
-// message is found again: production prepends to headers.
-func BodyLen(msg []byte) int64 { return int64(len(msg) - HeaderLen(msg)) }
-
-// HeaderLen is the length of a message's header with its empty line.
-func HeaderLen(msg []byte) int {
-	if i := bytes.Index(msg, []byte("\r\n\r\n")); i >= 0 {
-		return i + 4
-	}
-	return len(msg)
 }
 
 // Arrival is a message found in a mailbox, of which only the header was read.
@@ -231,56 +235,54 @@ type Arrival struct {
 	Size   int64 // of the whole message
 }
 
-// MatchHeld looks for the held delivery that an arrival is. The header that
-// was sent must be the end of the one that arrived, and the bodies of one
-// length. It returns the whole message as it arrived.
+// enough is the evidence by which a message that was read whole is a held one, a
+// twin, or one that was delivered.
+const enough = match.Whole
+
+// MatchHeld looks for the held delivery that an arrival is. It returns the whole
+// message as it arrived.
 func (s *Replica) MatchHeld(a Arrival) (h row.Held, msg []byte, ok bool) {
-	key := BodyKey(a.Size - int64(len(a.Header)))
+	key := match.Key(a.Size - int64(len(a.Header)))
 	for _, h := range s.HeldAll() {
 		if h.Key != key {
 			continue
 		}
-		orig, err := s.Message(h.Ref)
+		sent, err := s.Message(h.Ref)
 		if err != nil {
 			continue
 		}
-		n := HeaderLen(orig)
-		if bytes.HasSuffix(a.Header, orig[:n]) && atLineStart(a.Header, len(a.Header)-n) {
-			return h, append(slices.Clone(a.Header), orig[n:]...), true
+		if e, msg := match.Header(match.Read(sent), a.Header, a.Size); e != 0 {
+			return h, msg, true
 		}
 	}
 	return row.Held{}, nil, false
 }
 
-// MatchHeldBody is MatchHeld for a message read whole: bodies must be equal,
-// and every header line that was sent must be there.
+// MatchHeldBody is MatchHeld for a message read whole.
 func (s *Replica) MatchHeldBody(msg []byte) (h row.Held, ok bool) {
-	key, n := BodyKey(BodyLen(msg)), HeaderLen(msg)
+	found := match.Read(msg)
+	key := match.Key(found.BodyLen())
 	for _, h := range s.HeldAll() {
-		if h.Key == key && s.delivers(msg, n, h.Ref) {
+		if h.Key == key && s.delivers(found, h.Ref) {
 			return h, true
 		}
 	}
 	return row.Held{}, false
 }
 
-// delivers reports whether msg, with a header of n bytes, is what became of a
-// message on its way into a mailbox.
-func (s *Replica) delivers(msg []byte, n int, sent row.Ref) bool {
+// delivers reports whether a message is what became of one that was sent.
+func (s *Replica) delivers(found *match.Text, sent row.Ref) bool {
 	orig, err := s.Message(sent)
-	if err != nil {
-		return false
-	}
-	o := HeaderLen(orig)
-	return bytes.Equal(orig[o:], msg[n:]) && containsLines(msg[:n], orig[:o])
+	return err == nil && match.Compare(match.Read(orig), found, enough) != 0
 }
 
 // MatchTwin looks for the message that the standby has delivered to an account
 // in production's place.
 func (s *Replica) MatchTwin(account string, msg []byte) (row.Twin, bool) {
-	key, n := BodyKey(BodyLen(msg)), HeaderLen(msg)
+	found := match.Read(msg)
+	key := match.Key(found.BodyLen())
 	for _, w := range s.Twins(account) {
-		if w.Key == key && s.delivers(msg, n, w.Ref) {
+		if w.Key == key && s.delivers(found, w.Ref) {
 			return w, true
 		}
 	}
@@ -328,22 +330,6 @@ func (s *Replica) ForgetTwins(ctx context.Context, gone func(row.Twin) bool) err
 	return nil
 }
 
-func atLineStart(b []byte, i int) bool { return i == 0 || i > 0 && b[i-1] == '\n' }
-
-func containsLines(header, lines []byte) bool {
-	for l := range bytes.Lines(lines) {
-		i := bytes.Index(header, l)
-		if i < 0 {
-			return false
-		}
-		header = header[i+len(l):]
-	}
-	return true
-}
-
-// BodyKey is the Key of a held delivery with a body of n bytes.
-func BodyKey(n int64) string { return fmt.Sprint(n) }
-
 // Landed are held deliveries that were seen in a mailbox.
 type Landed struct {
 	Account, Mailbox string
@@ -361,7 +347,11 @@ func (s *Replica) Land(ctx context.Context, by store.Writer, in Landed, f func(*
 	}
 	s.heldMu.Lock()
 	defer s.heldMu.Unlock()
-	l := landing{s: s, account: in.Account, mailbox: in.Mailbox, now: map[uint64]heldRow{}}
+	e := row.HeldHappened{Event: row.HeldSeen, By: row.ByMirror}
+	if by == store.ByKeeper {
+		e.By = row.ByCopyBack
+	}
+	l := landing{s: s, seenBy: e, account: in.Account, mailbox: in.Mailbox, now: map[uint64]heldRow{}}
 	return s.Update(ctx, in.Account, by, func(tx *store.Tx) error {
 		if err := f(tx); err != nil {
 			return err
@@ -383,6 +373,7 @@ func (s *Replica) Land(ctx context.Context, by store.Writer, in Landed, f func(*
 // landing is what becomes of held deliveries that were seen in a mailbox.
 type landing struct {
 	s                *Replica
+	seenBy           row.HeldHappened
 	account, mailbox string
 	now              map[uint64]heldRow
 	routes           []row.Route
@@ -407,7 +398,7 @@ func (l *landing) current(h row.Held) (heldRow, bool) {
 			continue
 		}
 		if cur, ok := l.now[x.ID]; ok {
-			if len(cur.Rcpts) > 0 {
+			if !cur.State.Ended() {
 				return cur, true
 			}
 		} else if cur, ok := l.s.heldByID(x.ID); ok {
@@ -423,26 +414,26 @@ func (l *landing) seen(h row.Held) {
 		return
 	}
 	var unknown []string
-	rest := slices.DeleteFunc(slices.Clone(cur.Rcpts), func(rcpt string) bool {
+	e := l.seenBy
+	for _, rcpt := range cur.Rcpts {
 		r, ok := l.s.RouteOf(rcpt)
 		if !ok {
 			unknown = append(unknown, rcpt)
-		}
-		return ok && r.Account == l.account
-	})
-	switch {
-	case len(rest) < len(cur.Rcpts):
-		cur.Rcpts = rest
-	case len(unknown) == 1:
-		l.routes = append(l.routes, row.Route{Recipient: strings.ToLower(unknown[0]), Account: l.account, Mailbox: l.mailbox, Learned: time.Now()})
-		cur.Rcpts = slices.DeleteFunc(rest, func(r string) bool { return r == unknown[0] })
-	default:
-		cur.Seen = append(slices.Clone(cur.Seen), l.account)
-		if len(cur.Seen) >= len(cur.Rcpts) {
-			cur.Rcpts = nil
+		} else if r.Account == l.account {
+			e.Done = append(e.Done, rcpt)
 		}
 	}
-	l.now[cur.ID] = cur
+	switch {
+	case len(e.Done) > 0:
+	case len(unknown) == 1:
+		l.routes = append(l.routes, row.Route{Recipient: strings.ToLower(unknown[0]), Account: l.account, Mailbox: l.mailbox, Learned: time.Now()})
+		e.Done = unknown
+	default:
+		e.In = l.account
+	}
+	if next, _, ok := cur.Step(e); ok {
+		l.now[cur.ID] = heldRow{next}
+	}
 }
 
 // RouteOf says where mail for a recipient goes: by a learned route, or to the
@@ -541,9 +532,13 @@ func (s *Replica) Deliver(ctx context.Context, h row.Held, rcpt string, msg []by
 	if !ok || !slices.Contains(left.Rcpts, rcpt) {
 		return nil
 	}
-	left.Rcpts = slices.DeleteFunc(slices.Clone(left.Rcpts), func(r string) bool { return r == rcpt })
+	next, rule, ok := left.Step(row.HeldHappened{Event: row.HeldDelivers, By: row.ByStandby, Done: []string{rcpt}})
+	if !ok {
+		return nil
+	}
+	left = heldRow{next}
 	twin := row.Twin{Account: route.Account, Ref: h.Ref, Key: h.Key, Delivered: time.Now()}
-	if !left.Standby && !s.opt.Primary {
+	if rule.Twin && !s.opt.Primary {
 		s.mu.Lock()
 		s.nextID++
 		twin.ID = s.nextID

@@ -17,7 +17,11 @@ import (
 type intent struct {
 	Account string
 	Doubt   row.Doubt
-	arrived bool // in the replica, too
+}
+
+// tell hands a MOVE under way an event; j.mu is held.
+func (i *intent) tell(e row.DoubtEvent) {
+	i.Doubt, _, _ = i.Doubt.Step(row.DoubtHappened{Event: e, By: row.ByCache})
 }
 
 // openIntents makes doubts of what an earlier process left.
@@ -26,8 +30,12 @@ func (s *Replica) openIntents() (err error) {
 		return err
 	}
 	for _, i := range s.intents.open {
+		if i.Doubt.State != row.DoubtArrived {
+			i.Doubt.State = row.DoubtIntended // lines of older versions tell no state
+		}
 		// A mailbox that is gone has nothing to be mistaken.
-		if err := s.NoteDoubt(context.Background(), i.Account, i.Doubt); err != nil && !errors.Is(err, store.ErrNoMailbox) && !errors.Is(err, store.ErrNoAccount) {
+		e := row.DoubtHappened{Event: row.DoubtRestarted, By: row.ByLoad}
+		if err := s.noteDoubt(context.Background(), i.Account, i.Doubt, e); err != nil && !errors.Is(err, store.ErrNoMailbox) && !errors.Is(err, store.ErrNoAccount) {
 			return fmt.Errorf("moves without an answer: %w", err)
 		}
 	}
@@ -42,12 +50,14 @@ func (s *Replica) Intend(account string, d row.Doubt) (arrived, over func()) {
 	j := s.intents
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	id := j.begin(intent{Account: account, Doubt: d})
+	i := intent{Account: account, Doubt: d}
+	i.tell(row.DoubtIntend)
+	id := j.begin(i)
 	arrived = func() {
 		j.mu.Lock()
 		defer j.mu.Unlock()
 		if i, ok := j.open[id]; ok {
-			i.arrived = true
+			i.tell(row.DoubtArrive)
 			j.open[id] = i
 		}
 	}
@@ -67,7 +77,7 @@ func (s *Replica) Moving(account, mailbox string) (uids []uint32) {
 	defer j.mu.Unlock()
 	account, _ = s.Resolve(account)
 	for _, i := range j.open {
-		if name, _ := s.Resolve(i.Account); name == account && i.Doubt.From == mailbox && !i.arrived {
+		if name, _ := s.Resolve(i.Account); name == account && i.Doubt.Departing(mailbox) {
 			uids = append(uids, i.Doubt.UIDs...)
 		}
 	}

@@ -107,6 +107,9 @@ func (s *Replica) load(sn meta.Snap) error {
 		if err := json.Unmarshal(v, h); err != nil {
 			return fmt.Errorf("held delivery row: %w", err)
 		}
+		if next, _, ok := h.Step(row.HeldHappened{Event: row.HeldRestarted, By: row.ByLoad}); ok {
+			h = &next
+		}
 		s.held[h.ID] = h
 		s.nextID = max(s.nextID, h.ID)
 	}

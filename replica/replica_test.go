@@ -150,7 +150,7 @@ func TestB10_HeldAndRoutes(t *testing.T) {
 	if r, ok := s.RouteOf("alias@D.test"); !ok || r.Account != "Ada" || s.HeldCount() != 0 {
 		t.Errorf("route %+v, held %d", r, s.HeldCount())
 	}
-	h, _ = s.Hold(ctx, row.Held{From: "x@y", Rcpts: []string{"alias@d.test", "ada@d.test"}, Ref: ref, Arrived: time.Now(), Standby: true})
+	h, _ = s.Take(ctx, row.Held{From: "x@y", Rcpts: []string{"alias@d.test", "ada@d.test"}, Ref: ref, Arrived: time.Now()})
 	_ = s.Close()
 	s = open(t, dir)
 	if err := s.BeginActing(ctx, "ada", 0); err != nil {
@@ -249,8 +249,8 @@ func TestN18_Delivered(t *testing.T) {
 func TestB5_MoveWithoutAnswer(t *testing.T) {
 	dir := t.TempDir()
 	s := seeded(t, dir)
-	s.Intend("ada", row.Doubt{From: "INBOX", To: "Filed", UIDs: []uint32{1, 2}})
-	arrived, over := s.Intend("ada", row.Doubt{From: "INBOX", To: "Filed", UIDs: []uint32{3}})
+	s.Intend("ada", row.MoveDoubt("INBOX", "Filed", []uint32{1, 2}, 0))
+	arrived, over := s.Intend("ada", row.MoveDoubt("INBOX", "Filed", []uint32{3}, 0))
 	if uids := s.Moving("ada", "INBOX"); len(uids) != 3 || len(s.Moving("ada", "Filed")) != 0 {
 		t.Errorf("moved away are %v", uids)
 	}
@@ -259,8 +259,8 @@ func TestB5_MoveWithoutAnswer(t *testing.T) {
 		t.Errorf("moved away to where nobody knows are %v", uids)
 	}
 	over()
-	s.Intend("nobody", row.Doubt{From: "INBOX", To: "Filed", UIDs: []uint32{3}})
-	s.Intend("ada", row.Doubt{From: "Gone", To: "Filed", UIDs: []uint32{3}})
+	s.Intend("nobody", row.MoveDoubt("INBOX", "Filed", []uint32{3}, 0))
+	s.Intend("ada", row.MoveDoubt("Gone", "Filed", []uint32{3}, 0))
 	if err := s.Close(); err != nil { // as the kernel closes files of the dead: nothing is struck off
 		t.Fatal(err)
 	}
@@ -310,12 +310,12 @@ func TestN18_DeliveredOrGiven(t *testing.T) {
 	orig := []byte("Subject: hello there\r\n\r\nbody\r\n")
 	ref, _ := s.PutMessage(orig)
 	for _, first := range []string{"delivered", "given"} {
-		listed, err := s.Hold(ctx, row.Held{From: "x@y", Rcpts: []string{"ada@d.test"}, Ref: ref, Arrived: time.Now(), Standby: true})
+		listed, err := s.Take(ctx, row.Held{From: "x@y", Rcpts: []string{"ada@d.test"}, Ref: ref, Arrived: time.Now()})
 		if err != nil {
 			t.Fatal(err)
 		}
 		give := func() bool {
-			_, ok, err := s.Giving(ctx, listed.ID, time.Now(), func(h row.Held) bool { return h.Standby })
+			_, ok, err := s.Giving(ctx, listed.ID, time.Now(), row.Held.OnlyOurs)
 			return ok && err == nil
 		}
 		if first == "given" && (!give() || give()) {

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"understudy/replica/match"
 	"understudy/replica/row"
 )
 
@@ -135,7 +136,7 @@ func (s *Replica) Again(e row.Envelope, ref row.Ref) (since time.Time, before, o
 func (s *Replica) Holding(e row.Envelope, ref row.Ref) (row.Held, bool) {
 	to := sortedFold(e.Rcpts)
 	for _, h := range s.HeldAll() {
-		if h.Ref == ref && h.From == e.From && !h.Open && !slices.ContainsFunc(sortedFold(h.Rcpts), func(r string) bool { return !slices.Contains(to, r) }) {
+		if h.Ref == ref && h.From == e.From && h.MayDeliver() && !slices.ContainsFunc(sortedFold(h.Rcpts), func(r string) bool { return !slices.Contains(to, r) }) {
 			return h, true
 		}
 	}
@@ -175,7 +176,7 @@ func (s *Replica) holds(account string, ref row.Ref, since time.Time) bool {
 			if r.Size < ref.Size || r.Size > ref.Size+deliveredHead || r.Date.Before(since.Add(-deliveredSkew)) {
 				continue
 			}
-			if msg, err := s.Message(r.Ref); err == nil && s.delivers(msg, HeaderLen(msg), ref) {
+			if msg, err := s.Message(r.Ref); err == nil && s.delivers(match.Read(msg), ref) {
 				return true
 			}
 		}

@@ -3,6 +3,7 @@ package replica
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"math/rand/v2"
 
 	"understudy/replica/meta"
@@ -26,7 +27,8 @@ func (s *Replica) BeginActing(ctx context.Context, user string, gap uint32) erro
 		dropDoubts(tx)
 		for i, d := range doubts {
 			resolve(tx, d)
-			if unmoved(tx, &d); len(d.Refs) > 0 {
+			d, _, ok := d.Step(row.DoubtHappened{Event: row.DoubtTakeover, By: row.ByKeeper, Refs: unmoved(tx, d)})
+			if ok && !d.State.Ended() {
 				tx.Stage(func(b *meta.Batch) { putJSON(b, meta.DoubtKey(tx.Name(), 1<<63|uint64(i)), d) })
 			}
 		}
@@ -56,8 +58,12 @@ func (s *Replica) BeginActing(ctx context.Context, user string, gap uint32) erro
 // NoteDoubt keeps a command whose OK was not passed on, for takeover and
 // copy-back. The messages of a MOVE are found in its mailbox.
 func (s *Replica) NoteDoubt(ctx context.Context, user string, d row.Doubt) error {
+	return s.noteDoubt(ctx, user, d, row.DoubtHappened{Event: row.DoubtUnanswered, By: row.ByCache})
+}
+
+func (s *Replica) noteDoubt(ctx context.Context, user string, d row.Doubt, e row.DoubtHappened) error {
 	name, _ := s.Resolve(user)
-	if d.From != "" {
+	if d.Kind == row.DoubtMove {
 		sn, err := s.Snapshot(user, d.From)
 		if err != nil {
 			return err
@@ -68,11 +74,15 @@ func (s *Replica) NoteDoubt(ctx context.Context, user string, d row.Doubt) error
 			}
 		}
 	}
-	_, err := s.putDoubt(ctx, name, d)
+	_, err := s.putDoubt(ctx, name, d, e)
 	return err
 }
 
-func (s *Replica) putDoubt(ctx context.Context, name string, d row.Doubt) (key []byte, err error) {
+func (s *Replica) putDoubt(ctx context.Context, name string, d row.Doubt, e row.DoubtHappened) (key []byte, err error) {
+	d, _, ok := d.Step(e)
+	if !ok {
+		return nil, fmt.Errorf("note a doubt of kind %s, which is %s", d.Kind, d.State)
+	}
 	b, err := json.Marshal(d)
 	if err != nil {
 		return nil, err
@@ -82,12 +92,12 @@ func (s *Replica) putDoubt(ctx context.Context, name string, d row.Doubt) (key [
 	return key, err
 }
 
-// BeginCopy keeps what copy-back is about to put into a mailbox of production,
-// until EndCopy: if the answers are lost, and a client deletes the messages on
-// the standby, they are known all the same.
+// BeginCopy keeps what copy-back is about to do to a mailbox of production, until
+// EndCopy or the hand-back: if the answers are lost, and a client deletes the
+// messages on the standby, they are known all the same.
 func (s *Replica) BeginCopy(ctx context.Context, user string, d row.Doubt) (key []byte, err error) {
 	name, _ := s.Resolve(user)
-	return s.putDoubt(ctx, name, d)
+	return s.putDoubt(ctx, name, d, row.DoubtHappened{Event: row.DoubtIntend, By: row.ByCopyBack})
 }
 
 // EndCopy forgets it.
@@ -128,22 +138,22 @@ func resolve(tx *store.Tx, d row.Doubt) {
 	}
 }
 
-// unmoved leaves of a doubt the messages that are where they were: with those
-// the standby begins, so that one that is gone later was removed by a client.
-func unmoved(tx *store.Tx, d *row.Doubt) {
-	d.Refs = nil
+// unmoved are the messages of a MOVE that are where they were: with those the
+// standby begins, so that one that is gone later was removed by a client.
+func unmoved(tx *store.Tx, d row.Doubt) (refs []row.Ref) {
 	from := tx.Box(d.From)
 	if from == nil {
-		return
+		return nil
 	}
 	for _, uid := range d.UIDs {
 		if m := tx.Find(from.ID, uid); m != nil {
-			d.Refs = append(d.Refs, m.Ref)
+			refs = append(refs, m.Ref)
 		}
 	}
+	return refs
 }
 
-// Doubts lists an account's MOVEs that production did not answer.
+// Doubts lists what is doubted of an account.
 func (s *Replica) Doubts(user string) ([]row.Doubt, error) {
 	name, _ := s.Resolve(user)
 	var out []row.Doubt

@@ -34,7 +34,8 @@ type Deliveries interface {
 	Hold(ctx context.Context, h row.Held) (row.Held, error)
 	Confirm(id uint64)
 	Owe(ctx context.Context, id uint64) error
-	Forget(ctx context.Context, id uint64) error
+	Refuse(ctx context.Context, id uint64) error
+	Found(ctx context.Context, id uint64) error
 	RouteOf(rcpt string) (row.Route, bool)
 	Again(e row.Envelope, ref row.Ref) (since time.Time, before, ok bool)
 	Holding(e row.Envelope, ref row.Ref) (row.Held, bool)
@@ -116,7 +117,7 @@ type Arrival struct {
 // Arriving begins to hold a message for those of its recipients whose mailboxes
 // are on production.
 func (c *Cache) Arriving(ctx context.Context, m row.Envelope, sp row.Spool) *Arrival {
-	a := &Arrival{c: c, ctx: context.WithoutCancel(ctx), done: make(chan error, 1), h: row.Held{From: m.From, Params: m.Params, Arrived: time.Now(), Open: true}}
+	a := &Arrival{c: c, ctx: context.WithoutCancel(ctx), done: make(chan error, 1), h: row.Held{From: m.From, Params: m.Params, Arrived: time.Now()}}
 	for _, r := range m.Rcpts {
 		if c.opt.Local(r) {
 			a.h.Rcpts = append(a.h.Rcpts, r)
@@ -184,7 +185,7 @@ func (c *Cache) Overheard(ctx context.Context, m row.Envelope, sp row.Spool) err
 	if !c.opt.Replica.Delivered(row.Envelope{Rcpts: a.h.Rcpts}, a.h.Ref, a.h.Arrived) {
 		return nil
 	}
-	return c.opt.Replica.Forget(ctx, a.h.ID)
+	return c.opt.Replica.Found(ctx, a.h.ID)
 }
 
 // Owe keeps a message of which nobody knows whether production has it, for the
@@ -206,7 +207,7 @@ func (a *Arrival) Refused() {
 	if err := <-a.done; err != nil || len(a.h.Rcpts) == 0 {
 		return
 	}
-	if err := a.c.opt.Replica.Forget(a.ctx, a.h.ID); err != nil {
+	if err := a.c.opt.Replica.Refuse(a.ctx, a.h.ID); err != nil {
 		a.c.opt.Log.Error("forget a refused message", "held", a.h.ID, "err", err)
 	}
 }
@@ -230,7 +231,7 @@ func (c *Cache) Repeated(ctx context.Context, e row.Envelope, ref row.Ref) (bool
 	for end := time.Now().Add(repeatWait); ; {
 		if h, ok := c.opt.Replica.Holding(e, ref); ok {
 			c.opt.Log.Info("a sender that was not answered came again; the message is held", "held", h.ID)
-			if h.Standby || !before {
+			if !before || !h.ProductionMayHaveIt() {
 				return true, nil
 			}
 			return true, c.opt.Replica.Owe(ctx, h.ID)

@@ -55,7 +55,7 @@ func (f *fake) Hold(_ context.Context, h row.Held) (row.Held, error) {
 func (f *fake) Confirm(uint64)                                  {}
 func (f *fake) RouteOf(string) (row.Route, bool)                { return row.Route{}, false }
 func (f *fake) Delivered(row.Envelope, row.Ref, time.Time) bool { return f.delivered }
-func (f *fake) Forget(_ context.Context, id uint64) error       { f.forgotten = id == 7; return nil }
+func (f *fake) Found(_ context.Context, id uint64) error        { f.forgotten = id == 7; return nil }
 
 type noSpool struct{ row.Spool }
 
@@ -79,18 +79,19 @@ func TestT10_Overheard(t *testing.T) {
 // its recipients are known here: for others nobody would have it.
 func TestN18_Repeated(t *testing.T) {
 	for _, c := range []struct {
-		name         string
-		rcpts        []string
-		before, held bool // held by the standby
-		again        bool
-		owed         uint64
+		name   string
+		rcpts  []string
+		before bool
+		held   row.HeldState
+		again  bool
+		owed   uint64
 	}{
-		{"production may have it", []string{"a@here"}, true, false, true, 7},
-		{"production answered", []string{"a@here"}, false, false, true, 0},
-		{"the standby has it", []string{"a@here"}, true, true, true, 0},
-		{"one recipient is elsewhere", []string{"a@here", "b@there"}, true, false, false, 0},
+		{"production may have it", []string{"a@here"}, true, row.HeldAccepted, true, 7},
+		{"production answered", []string{"a@here"}, false, row.HeldAccepted, true, 0},
+		{"the standby has it", []string{"a@here"}, true, row.HeldOurs, true, 0},
+		{"one recipient is elsewhere", []string{"a@here", "b@there"}, true, row.HeldAccepted, false, 0},
 	} {
-		f := &fake{before: c.before, held: row.Held{ID: 7, Standby: c.held}}
+		f := &fake{before: c.before, held: row.Held{ID: 7, State: c.held}}
 		cache := New(Options{Replica: f, Syncer: f, Log: slog.New(slog.DiscardHandler), Local: func(a string) bool { return strings.HasSuffix(a, "@here") }})
 		again, err := cache.Repeated(t.Context(), row.Envelope{Rcpts: c.rcpts}, row.Ref{})
 		if err != nil || again != c.again || f.owed != c.owed {

@@ -120,7 +120,8 @@ func (c *Cache) dropLate(ctx context.Context, l lateCopy) error {
 	if err := c.opt.Syncer.Expunge(ctx, l.account, l.mailbox, uids); err != nil {
 		return err
 	}
-	c.opt.Log.Info("production finished a command after its connection had broken, and after it was given it again; the late copies are taken out",
+	c.opt.Log.Info("production finished a command after its connection had broken, "+
+		"and after it was given it again; the late copies are taken out",
 		"account", l.account, "mailbox", l.mailbox, "uids", uids)
 	c.opt.Syncer.Hint(l.account, l.mailbox)
 	return nil

@@ -53,7 +53,8 @@ func (c *Cache) Mark(account, mailbox string) uint32 {
 // by half is then finished. Else the standby does what the replica does not show
 // as done, and a copy that production may have made all the same is noted, to be
 // dropped by copy-back whatever the client does with the standby's.
-func (c *Cache) Outcome(ctx context.Context, account string, ex *imapsession.Exchange, production bool) (code string, done bool, err error) {
+func (c *Cache) Outcome(ctx context.Context, account string, ex *imapsession.Exchange,
+	production bool) (code string, done bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, syncLimit)
 	defer cancel()
 	if ex.Verb == imapwire.Append {
@@ -71,7 +72,8 @@ func (c *Cache) Outcome(ctx context.Context, account string, ex *imapsession.Exc
 		return "", false, nil
 	}
 	if production {
-		if err := errors.Join(c.opt.Syncer.SyncMailbox(ctx, account, ex.Mailbox), c.opt.Syncer.SyncMailbox(ctx, account, to)); err != nil {
+		err := errors.Join(c.opt.Syncer.SyncMailbox(ctx, account, ex.Mailbox), c.opt.Syncer.SyncMailbox(ctx, account, to))
+		if err != nil {
 			return "", false, err
 		}
 	}
@@ -97,7 +99,7 @@ func (c *Cache) Outcome(ctx context.Context, account string, ex *imapsession.Exc
 					refs = append(refs, m.Ref)
 				}
 			}
-			return "", false, c.opt.Replica.NoteDoubt(ctx, account, row.Doubt{To: to, Refs: refs})
+			return "", false, c.opt.Replica.NoteDoubt(ctx, account, row.RepeatedDoubt(to, refs...))
 		}
 		return "", false, nil
 	}
@@ -113,17 +115,20 @@ func (c *Cache) Outcome(ctx context.Context, account string, ex *imapsession.Exc
 		}
 		half := slices.DeleteFunc(slices.Clone(src), func(u uint32) bool { return now.Find(u) == nil })
 		if len(half) > 0 {
-			err = errors.Join(c.opt.Syncer.Expunge(ctx, account, ex.Mailbox, half), c.opt.Syncer.SyncMailbox(ctx, account, ex.Mailbox))
+			err = errors.Join(c.opt.Syncer.Expunge(ctx, account, ex.Mailbox, half),
+				c.opt.Syncer.SyncMailbox(ctx, account, ex.Mailbox))
 		}
 		if err != nil {
 			return "", false, err
 		}
 		// What is left is moved by the command itself.
 	}
-	return fmt.Sprintf("[COPYUID %d %s %s] ", dst.UIDValidity, imapwire.FormatOrdered(src), imapwire.FormatOrdered(copies)), done, nil
+	from, into := imapwire.FormatOrdered(src), imapwire.FormatOrdered(copies)
+	return fmt.Sprintf("[COPYUID %d %s %s] ", dst.UIDValidity, from, into), done, nil
 }
 
-func (c *Cache) outcomeOfAppend(ctx context.Context, account string, ex *imapsession.Exchange, production bool) (string, bool, error) {
+func (c *Cache) outcomeOfAppend(ctx context.Context, account string, ex *imapsession.Exchange,
+	production bool) (string, bool, error) {
 	ref, err := ex.Kept.Spool.Commit()
 	if err != nil {
 		return "", false, err
@@ -143,7 +148,7 @@ func (c *Cache) outcomeOfAppend(ctx context.Context, account string, ex *imapses
 	uid := c.arrived(account, sn, ex.Kept.Mark, ref, nil)
 	switch {
 	case uid == 0 && !production:
-		return "", false, c.opt.Replica.NoteDoubt(ctx, account, row.Doubt{To: ex.Mailbox, Refs: []row.Ref{ref}})
+		return "", false, c.opt.Replica.NoteDoubt(ctx, account, row.RepeatedDoubt(ex.Mailbox, ref))
 	case uid == 0:
 		return "", false, nil
 	}

@@ -40,7 +40,8 @@ func (c *Cache) Follow(ctx context.Context, account, mailbox string) {
 	ctx, cancel := context.WithTimeout(ctx, followLimit)
 	defer cancel()
 	if err := c.opt.Syncer.SyncMailbox(ctx, account, mailbox); err != nil {
-		c.opt.Log.Debug("a client is told of messages that are not in the replica yet", "account", account, "mailbox", mailbox, "err", err)
+		c.opt.Log.Debug("a client is told of messages that are not in the replica yet",
+			"account", account, "mailbox", mailbox, "err", err)
 		c.opt.Syncer.Hint(account, mailbox)
 	}
 }
@@ -170,7 +171,8 @@ func (c *Cache) syncBox(ctx context.Context, account, mailbox string) error {
 	return nil
 }
 
-func (c *Cache) appended(ctx context.Context, account string, ex *imapsession.Exchange, args imapwire.AppendArgs, ok imapwire.Response) error {
+func (c *Cache) appended(ctx context.Context, account string, ex *imapsession.Exchange,
+	args imapwire.AppendArgs, ok imapwire.Response) error {
 	sp := ex.Kept.Spool
 	if ok.Code != "APPENDUID" || ex.Extra || sp == nil || args.Form != imapwire.Plain {
 		return errUnclear
@@ -183,7 +185,8 @@ func (c *Cache) appended(ctx context.Context, account string, ex *imapsession.Ex
 	if code.Err() != nil {
 		return errUnclear
 	}
-	n := row.AppendOf{Mailbox: ex.Mailbox, UIDValidity: validity, UID: uid, New: row.New{Flags: args.Flags, Date: args.Date}}
+	n := row.AppendOf{Mailbox: ex.Mailbox, UIDValidity: validity, UID: uid}
+	n.Flags, n.Date = args.Flags, args.Date
 	if n.Date.IsZero() {
 		n.Date = time.Now()
 	}
@@ -202,7 +205,8 @@ func (c *Cache) appended(ctx context.Context, account string, ex *imapsession.Ex
 	return nil
 }
 
-func (c *Cache) stored(ctx context.Context, account string, ex *imapsession.Exchange, args imapwire.StoreArgs, ok imapwire.Response) error {
+func (c *Cache) stored(ctx context.Context, account string, ex *imapsession.Exchange,
+	args imapwire.StoreArgs, ok imapwire.Response) error {
 	if args.Conditional || ok.Code == "MODIFIED" {
 		return errUnclear
 	}

@@ -32,16 +32,19 @@ func TestSettle(t *testing.T) {
 		ex     imapsession.Exchange
 		want   error
 	}{
-		{"clear", true, "EXPUNGE", imapsession.Exchange{Mailbox: "INBOX", Heard: imapsession.Heard{Expunged: []uint32{3}}}, nil},
+		{"clear", true, "EXPUNGE", imapsession.Exchange{Mailbox: "INBOX", Heard: imapsession.Heard{Expunged: []uint32{3}}},
+			nil},
 		{"unclear", true, "EXPUNGE", imapsession.Exchange{Mailbox: "INBOX", Unknown: true}, errDown},
-		{"asked again", true, "UID EXPUNGE 3", imapsession.Exchange{Mailbox: "INBOX", Tries: imapsession.Tries{Again: true}}, errDown},
+		{"asked again", true, "UID EXPUNGE 3", imapsession.Exchange{Mailbox: "INBOX",
+			Tries: imapsession.Tries{Again: true}}, errDown},
 		{"unclear while seeding", false, "EXPUNGE", imapsession.Exchange{Mailbox: "INBOX", Unknown: true}, nil},
 		{"folders", true, "CREATE X", imapsession.Exchange{Mailbox: "X"}, errDown},
 		{"append without UID", true, "APPEND INBOX {1+}\r\nx", imapsession.Exchange{Mailbox: "INBOX"}, errDown},
 	} {
 		f := &fake{synced: c.synced}
 		cache := New(Options{Replica: f, Syncer: f, Log: slog.New(slog.DiscardHandler)})
-		if err := cache.Settle(t.Context(), "a", command(t, c.text, c.ex), imapwire.Response{Name: "OK"}); !errors.Is(err, c.want) {
+		if err := cache.Settle(t.Context(), "a", command(t, c.text, c.ex), imapwire.Response{Name: "OK"}); !errors.Is(err,
+			c.want) {
 			t.Errorf("%s: %v, want %v", c.name, err, c.want)
 		}
 		if c.want == nil && f.hints == 0 {
@@ -77,7 +80,8 @@ func TestSettleUnreadable(t *testing.T) {
 		s := &syncs{fake: fake{synced: true}}
 		cache := New(Options{Replica: s, Syncer: s, Log: slog.New(slog.DiscardHandler)})
 		ex := command(t, text, imapsession.Exchange{Mailbox: "INBOX", Unknown: true})
-		if err := cache.Settle(t.Context(), "a", ex, imapwire.Response{Name: "OK"}); err != nil || !slices.Equal(s.read, want) {
+		if err := cache.Settle(t.Context(), "a", ex, imapwire.Response{Name: "OK"}); err != nil || !slices.Equal(s.read,
+			want) {
 			t.Errorf("%s: %v, read %q", text, err, s.read)
 		}
 	}

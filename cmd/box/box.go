@@ -141,7 +141,8 @@ func (b *Box) local(addr string) bool {
 // first come first.
 func (b *Box) assemble(certs *proxy.Certificates) error {
 	cfg, log := b.opt.Config, b.opt.Log
-	b.mirror = mirror.New(mirror.Options{Store: b.store, Dial: b.production.DialMaster, Log: log,
+	b.mirror = mirror.New(mirror.Options{Store: b.store.Store, Blobs: b.store.Blobs,
+		Deliveries: b.store, Moves: b.store, Tasks: b.store, Dial: b.production.DialMaster, Log: log,
 		Accounts: b.production.Accounts, Streams: cfg.Mirror.Streams, PerAccount: cfg.Mirror.PerAccount,
 		Sweep: cfg.Mirror.Sweep.D(), IdleLimit: cfg.Mirror.Idle})
 	b.cache = snoop.New(snoop.Options{Replica: b.store, Syncer: b.mirror, Local: b.local, Log: log})

@@ -71,7 +71,7 @@ func (d *deliverer) run(ctx context.Context) error {
 // arrived, and what could not be delivered while an account was being handed back.
 func (d *deliverer) waits() bool {
 	return slices.ContainsFunc(d.store.HeldAll(), func(h row.Held) bool {
-		if h.Open || !h.Owed && !h.Standby && time.Since(h.Arrived) > lateLimit {
+		if !h.DeliverNow(time.Now(), lateLimit) {
 			return false
 		}
 		return slices.ContainsFunc(h.Rcpts, func(r string) bool { _, ok := d.store.RouteOf(r); return ok })

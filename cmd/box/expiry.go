@@ -39,17 +39,10 @@ func (e *expiry) run(ctx context.Context) error {
 	}
 }
 
-// due is when a message is forgotten that never showed up in a mailbox:
-// production filtered it, or sent it on. What is owed, or held for production, is
-// kept.
-func (e *expiry) due(h row.Held) (at time.Time, ok bool) {
-	return h.Arrived.Add(e.holdFor), !h.Owed && !h.Standby
-}
-
 func (e *expiry) next(now time.Time) time.Time {
 	next := alarm{now.Add(min(e.holdFor, expiryMost))}
 	for _, h := range e.store.HeldAll() {
-		if at, ok := e.due(h); ok {
+		if at, ok := h.ExpiresAt(e.holdFor); ok {
 			next.by(at)
 		}
 	}
@@ -64,10 +57,10 @@ func (e *expiry) expire(ctx context.Context, now time.Time) error {
 		return err
 	}
 	for _, h := range e.store.HeldAll() {
-		if at, ok := e.due(h); !ok || now.Before(at) {
+		if at, ok := h.ExpiresAt(e.holdFor); !ok || now.Before(at) {
 			continue
 		}
-		if err := e.store.Forget(ctx, h.ID); err != nil {
+		if err := e.store.Expire(ctx, h.ID); err != nil {
 			return err
 		}
 	}

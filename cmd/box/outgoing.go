@@ -75,7 +75,7 @@ func (o *outgoing) send(ctx context.Context, d failover.Duties) (again alarm) {
 	r := smtpd.Relay{Hostname: "understudy", Dial: o.production.target.SMTP.Dial}
 	there := o.cfg.Production.SMTP != ""
 	if d.GiveBack == failover.GiveReturned && there {
-		returned := func(h row.Held) bool { return h.Standby && !slices.ContainsFunc(h.Rcpts, o.onStandby) }
+		returned := func(h row.Held) bool { return h.OnlyOurs() && !slices.ContainsFunc(h.Rcpts, o.onStandby) }
 		o.inject(ctx, r, returned)
 		if slices.ContainsFunc(o.store.HeldAll(), returned) {
 			again.by(soon)
@@ -109,8 +109,7 @@ func (o *outgoing) giveAll(ctx context.Context, r smtpd.Relay) error {
 	}
 	before := o.owedBefore()
 	o.inject(ctx, r, func(h row.Held) bool {
-		return (h.Standby || h.Owed && !h.Arrived.After(before)) &&
-			o.keeper.State().Duties().GiveBack == failover.GiveAll
+		return h.MayGive(before) && o.keeper.State().Duties().GiveBack == failover.GiveAll
 	})
 	return nil
 }
@@ -118,10 +117,9 @@ func (o *outgoing) giveAll(ctx context.Context, r smtpd.Relay) error {
 // untilOwed looks again when the next message was owed for long enough.
 func (o *outgoing) untilOwed(again *alarm, soon time.Time) {
 	for _, h := range o.store.HeldAll() {
-		switch at := h.Arrived.Add(o.cfg.Failover.OwedAfter.D()); {
-		case h.Standby, h.Owed && at.Before(soon):
+		if at, ok := h.GiveAt(o.cfg.Failover.OwedAfter.D()); ok && at.Before(soon) {
 			again.by(soon)
-		case h.Owed:
+		} else if ok {
 			again.by(at)
 		}
 	}
@@ -146,7 +144,7 @@ func (o *outgoing) untilDue(again *alarm, soon time.Time) {
 func (o *outgoing) lookForOwed(ctx context.Context) error {
 	var accounts []string
 	for _, h := range o.store.HeldAll() {
-		if !h.Owed || h.Arrived.After(o.owedBefore()) {
+		if !h.OwedSince(o.owedBefore()) {
 			continue
 		}
 		for _, r := range h.Rcpts {

@@ -8,13 +8,15 @@ import (
 	"strings"
 
 	"understudy/failover"
+	"understudy/replica/row"
 	"understudy/snoop/imapsession"
 	"understudy/snoop/smtpsession"
 )
 
 // diagrams are the tables that draw themselves.
 func diagrams() map[string]func() string {
-	return map[string]func() string{"failover": failover.Diagram, "imapsession": imapsession.Diagram, "smtpsession": smtpsession.Diagram}
+	return map[string]func() string{"failover": failover.Diagram, "held": row.HeldDiagram, "doubt": row.DoubtDiagram,
+		"imapsession": imapsession.Diagram, "smtpsession": smtpsession.Diagram}
 }
 
 func diagram(e env) error {

@@ -93,12 +93,12 @@ func (s *Server) Inject(ctx context.Context, r Relay, due func(row.Held) bool) e
 		err = s.send(ctx, out, row.Queued{From: h.From, Rcpts: h.Rcpts, Ref: h.Ref})
 		switch {
 		case err == nil:
-			s.opt.Log.Info("a message was given to production", "held", h.ID, "owed", h.Owed, "arrived", h.Arrived)
+			s.opt.Log.Info("a message was given to production", "held", h.ID, "was", h.State, "arrived", h.Arrived)
 			err = s.opt.Store.Given(ctx, h.ID)
 		case errors.Is(err, errUnknown):
-			err = fmt.Errorf("give held message %d to production: %w", h.ID, err)
+			err = errors.Join(fmt.Errorf("give held message %d to production: %w", h.ID, err), s.opt.Store.GivingLost(ctx, h.ID))
 		default:
-			err = errors.Join(fmt.Errorf("give held message %d to production: %w", h.ID, err), s.opt.Store.NotGiven(ctx, h))
+			err = errors.Join(fmt.Errorf("give held message %d to production: %w", h.ID, err), s.opt.Store.NotGiven(ctx, h.ID))
 		}
 		if errors.Is(err, errPermanent) {
 			s.refused[h.ID] = time.Now()

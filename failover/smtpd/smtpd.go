@@ -26,12 +26,13 @@ import (
 // Store is what the server needs of the replica.
 type Store interface {
 	RouteOf(rcpt string) (row.Route, bool)
-	Hold(ctx context.Context, h row.Held) (row.Held, error)
+	Take(ctx context.Context, h row.Held) (row.Held, error)
 	HeldAll() []row.Held
 	Deliver(ctx context.Context, h row.Held, rcpt string, msg []byte) error
 	Giving(ctx context.Context, id uint64, now time.Time, due func(row.Held) bool) (was row.Held, ok bool, err error)
 	Given(ctx context.Context, id uint64) error
-	NotGiven(ctx context.Context, was row.Held) error
+	NotGiven(ctx context.Context, id uint64) error
+	GivingLost(ctx context.Context, id uint64) error
 	Message(ref row.Ref) ([]byte, error)
 	Enqueue(ctx context.Context, q row.Queued) (row.Queued, error)
 	Dequeue(ctx context.Context, id uint64) error
@@ -212,8 +213,8 @@ func (c *Session) Finish() smtpwire.Reply {
 		}
 	}
 	if len(c.local) > 0 {
-		h := row.Held{From: c.from, Rcpts: c.local, Params: c.params, Ref: ref, Arrived: now, Standby: true}
-		if h, err = c.s.opt.Store.Hold(c.ctx, h); err != nil {
+		h := row.Held{From: c.from, Rcpts: c.local, Params: c.params, Ref: ref, Arrived: now}
+		if h, err = c.s.opt.Store.Take(c.ctx, h); err != nil {
 			c.s.opt.Log.Error("hold a message that arrives", "err", err)
 			return reply(451, "4.3.0 Store failed")
 		}
@@ -245,7 +246,7 @@ func (s *Server) deliver(ctx context.Context, h row.Held, via string) (left int)
 // returns the number of recipients that have no known mailbox.
 func (s *Server) Replay(ctx context.Context) (left int) {
 	for _, h := range s.opt.Store.HeldAll() {
-		if h.Open {
+		if !h.MayDeliver() {
 			continue // nobody was told 250; the sender will come again
 		}
 		left += s.deliver(ctx, h, "from production (held)")

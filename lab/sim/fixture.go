@@ -48,12 +48,19 @@ func (w *world) stuck(to, id string) {
 }
 
 // hold has the box hold a letter, as it would after that kind of trouble.
-func (w *world) hold(to, id string, h row.Held) {
-	r := w.living().Store()
+func (w *world) hold(to, id string, state row.HeldState) {
+	r, ctx := w.living().Store(), context.Background()
 	ref, err := r.PutMessage(letter(id))
-	h.From, h.Rcpts, h.Ref, h.Arrived, h.Params = stranger, []string{to}, ref, time.Now(), []string{"BODY=8BITMIME"}
-	if err == nil {
-		_, err = r.Hold(context.Background(), h)
+	h := row.Held{From: stranger, Rcpts: []string{to}, Ref: ref, Arrived: time.Now(), Params: []string{"BODY=8BITMIME"}}
+	switch {
+	case err != nil:
+	case state == row.HeldOurs:
+		_, err = r.Take(ctx, h)
+	default:
+		if h, err = r.Hold(ctx, h); err == nil && state == row.HeldOwed {
+			err = r.Owe(ctx, h.ID)
+		}
+		r.Confirm(h.ID)
 	}
 	if err != nil {
 		w.t.Error(err)
@@ -109,8 +116,8 @@ func (w *world) leaveProtecting() {
 		w.hand(u, w.toBox).do("SELECT INBOX").add("INBOX", "more1."+u, "more2."+u).do(`UID STORE 1:* +FLAGS (read)`).Close()
 	}
 	w.stuck(cleo, "stuck2")
-	w.hold(cleo, "owed1", row.Held{Owed: true})
-	w.hold(ghost, "owed2", row.Held{Owed: true})
+	w.hold(cleo, "owed1", row.HeldOwed)
+	w.hold(ghost, "owed2", row.HeldOwed)
 	time.Sleep(10 * time.Second)
 	c := w.hand(anna, w.toBox).do("SELECT INBOX")
 	m := w.offer("smtp", stranger, anna, "")
@@ -151,9 +158,9 @@ func (w *world) leaveServing() {
 	w.interrupt()
 	a.do("SELECT INBOX", `UID STORE 9 +FLAGS.SILENT (\Deleted)`, "UID EXPUNGE 9").add("INBOX", "late6")
 	b.do("SELECT INBOX").add("INBOX", "late7")
-	w.hold(ghost, "ghost1", row.Held{Owed: true})
-	w.hold(ghost, "ghost2", row.Held{Standby: true})
-	w.hold(ghost, "ghost3", row.Held{})
+	w.hold(ghost, "ghost1", row.HeldOwed)
+	w.hold(ghost, "ghost2", row.HeldOurs)
+	w.hold(ghost, "ghost3", row.HeldAccepted)
 	w.leaveFlag()
 	time.Sleep(10 * time.Second)
 	w.offer("smtp", stranger, anna, "").text("unanswered4")
@@ -214,7 +221,7 @@ func (w *world) leaveFlag() {
 	}
 	ours, oerr := mine.Snapshot(cleo, "INBOX")
 	if err == nil && oerr == nil {
-		err = mine.NoteDoubt(ctx, cleo, row.Doubt{Box: ours.ID, UIDs: ours.UIDs[1:2], Flag: `\Draft`})
+		_, err = mine.BeginCopy(ctx, cleo, row.FlagDoubt(ours.ID, ours.UIDs[1], `\Draft`))
 	}
 	if err := errors.Join(err, oerr, prod.Close()); err != nil {
 		w.t.Error(err)

@@ -51,7 +51,7 @@ func TestT28_FlagLeftByACutCopyBack(t *testing.T) {
 		}
 		do(prod, `UID STORE 1 +FLAGS (\Flagged)`)
 		for uid := uint32(1); uid <= 2; uid++ {
-			if err := w.living().Store().NoteDoubt(context.Background(), user, row.Doubt{Box: sn.ID, UIDs: []uint32{uid}, Flag: `\Flagged`}); err != nil {
+			if _, err := w.living().Store().BeginCopy(context.Background(), user, row.FlagDoubt(sn.ID, uid, `\Flagged`)); err != nil {
 				t.Error(err)
 			}
 		}
@@ -144,7 +144,11 @@ func TestN18_OwedAndLate(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := store.Hold(context.Background(), row.Held{From: "x@other.test", Rcpts: []string{user}, Ref: ref, Arrived: time.Now(), Owed: true}); err != nil {
+		h, err := store.Hold(context.Background(), row.Held{From: "x@other.test", Rcpts: []string{user}, Ref: ref, Arrived: time.Now()})
+		if err == nil {
+			err = store.Owe(context.Background(), h.ID)
+		}
+		if err != nil {
 			t.Fatal(err)
 		}
 		prod, err := w.dial(user, w.direct)

@@ -340,7 +340,8 @@ func (a adoption) restOfLiteral(u *imapsession.Unit, number uint32) error {
 			continue
 		}
 		if found || lit.Size != u.Size {
-			return fmt.Errorf("%w: section %s of UID %d has %d bytes, not %d", imapsession.ErrNotAdoptable, u.Ask(), u.UID, lit.Size, u.Size)
+			return fmt.Errorf("%w: section %s of UID %d has %d bytes, not %d",
+				imapsession.ErrNotAdoptable, u.Ask(), u.UID, lit.Size, u.Size)
 		}
 		found = true
 		if err := a.compare(u); err != nil {

@@ -20,7 +20,8 @@ func (s *session) outcomes(ctx context.Context, production bool) error {
 		if err != nil {
 			return err
 		}
-		s.srv.opt.Log.Debug("outcome of a command without an answer", "account", s.account, "tag", ex.Tag, "command", ex.Name(), "done", done, "code", code, "production", production)
+		s.srv.opt.Log.Debug("outcome of a command without an answer", "account", s.account, "tag", ex.Tag,
+			"command", ex.Name(), "done", done, "code", code, "production", production)
 		if done {
 			s.mu.Lock()
 			s.state.Discovered(ex, code)
@@ -90,7 +91,8 @@ func (s *session) askAgain(up *link, ex *imapsession.Exchange) error {
 		again.Release = again.Release.With(k)
 	}
 	s.mu.Unlock()
-	s.srv.opt.Log.Debug("asked again", "account", s.account, "tag", ex.Tag, "command", ex.Name(), "uids", ex.UIDs, "side", up.lease.Side, "answer", again.Answer)
+	s.srv.opt.Log.Debug("asked again", "account", s.account, "tag", ex.Tag, "command", ex.Name(),
+		"uids", ex.UIDs, "side", up.lease.Side, "answer", again.Answer)
 	if again.Answer != "" {
 		_ = s.tell(line, wake, again.Release)
 		return nil

@@ -117,7 +117,8 @@ func (s *session) batch(sc *imapwire.Scanner, win *window) (wait *imapsession.Ex
 
 // follow has the state take a piece of the client's, and does what has to be done
 // before it is sent, or what is to be sent in its place. The turn is held.
-func (s *session) follow(piece imapwire.Piece, b []byte, production bool) (t imapsession.Taken, instead []byte, err error) {
+func (s *session) follow(piece imapwire.Piece, b []byte, production bool) (t imapsession.Taken,
+	instead []byte, err error) {
 	now := time.Now()
 	s.mu.Lock()
 	if t, err = s.state.Client(piece, b, now, production); err == nil {
@@ -129,8 +130,7 @@ func (s *session) follow(piece imapwire.Piece, b []byte, production bool) (t ima
 		return t, nil, imapsession.Cut(err.Error())
 	}
 	s.attach(t.Exchange, t.Needs)
-	if t.Write {
-		sp := t.Exchange.Kept.Spool
+	if sp := t.Exchange.Kept.Spool; t.Write && sp != nil {
 		if _, err = sp.Write(b); err != nil {
 			s.srv.opt.Log.Error("keep a message that a client appends", "account", s.account, "err", err)
 			return t, nil, imapsession.Cut("Storage of the appliance failed")

@@ -86,12 +86,16 @@ func SASL(mech, initial string, has bool, ask func(challenge string) (string, er
 
 // token takes the user out of an XOAUTH2 or OAUTHBEARER response.
 func token(mech string, b []byte) (seam.Login, error) {
-	user := ""
+	field, prefix := "", "user="
 	if mech == "XOAUTH2" {
 		head, _, _ := bytes.Cut(b, []byte{1})
-		user, _ = strings.CutPrefix(string(head), "user=")
+		field = string(head)
 	} else if parts := strings.SplitN(string(b), ",", 3); len(parts) == 3 {
-		user, _ = strings.CutPrefix(parts[1], "a=")
+		field, prefix = parts[1], "a="
+	}
+	user, ok := strings.CutPrefix(field, prefix)
+	if !ok {
+		return seam.Login{}, fmt.Errorf("%w: token without a user", imapwire.ErrSyntax)
 	}
 	l, err := New("", user, "")
 	l.Mechanism, l.Response = mech, b

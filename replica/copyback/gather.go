@@ -7,6 +7,7 @@ import (
 
 	"understudy/replica/copyback/plan"
 	"understudy/replica/imapc"
+	"understudy/replica/match"
 	"understudy/replica/row"
 	"understudy/snoop/imapwire"
 )
@@ -86,6 +87,7 @@ func (a *account) identify(m *plan.Mailbox, uids []uint32, doubts []row.Doubt) e
 		return nil
 	}
 	m.Found = map[uint32]plan.Found{}
+	keys := map[string]bool{}
 	for chunk := range slices.Chunk(uids, 50) {
 		err := a.c.Fetch(imapwire.FormatSet(chunk), "(UID FLAGS INTERNALDATE BODY.PEEK[])", func(r imapc.Message) error {
 			if !r.HasBody {
@@ -96,6 +98,7 @@ func (a *account) identify(m *plan.Mailbox, uids []uint32, doubts []row.Doubt) e
 				return err
 			}
 			m.Found[r.UID] = plan.Found{Ref: ref, Date: r.Date}
+			keys[match.Key(match.Read(r.Body).BodyLen())] = true
 			return nil
 		})
 		if err != nil {
@@ -113,16 +116,14 @@ func (a *account) identify(m *plan.Mailbox, uids []uint32, doubts []row.Doubt) e
 	if err := a.opt.Messages.Sync(); err != nil {
 		return err
 	}
-	x, err := a.alike(m, doubts)
+	x, err := a.alike(m, doubts, keys)
 	if err != nil {
 		return err
 	}
 	for uid, f := range m.Found {
-		t, err := a.text(f.Ref)
-		if err != nil {
+		if err := a.compare(&f, x); err != nil {
 			return err
 		}
-		x.tell(&f, t)
 		m.Found[uid] = f
 	}
 	return nil

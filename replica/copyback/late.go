@@ -34,8 +34,12 @@ func (b *box) late() error {
 
 // behind moves them there on production.
 func (b *box) behind(late []uint32) (now []uint32, err error) {
-	// What is noted goes with all others when the account is handed back.
-	if _, err := b.opt.Ledgers.BeginCopy(b.ctx, b.name, behindDoubt(b.todo.ID, b.todo.Late)); err != nil {
+	d := row.BehindDoubt(b.todo.ID)
+	for _, it := range b.todo.Late {
+		d.Refs = append(d.Refs, it.Ref)
+	}
+	// It goes with all others when the account is handed back.
+	if _, err := b.opt.Ledgers.BeginCopy(b.ctx, b.name, d); err != nil {
 		return nil, err
 	}
 	if now, err = b.double(late); err != nil {
@@ -120,25 +124,11 @@ func (b *box) lacked(uids []uint32) {
 	b.opt.Lacked(out)
 }
 
-// appendDoubt is what copy-back is about to append.
-func appendDoubt(id row.MailboxID, rows []*row.Message) row.Doubt {
-	d := row.Doubt{Box: id}
-	for _, r := range rows {
-		d.Refs = append(d.Refs, r.Ref)
+// refs are the contents of messages.
+func refs(rows []*row.Message) []row.Ref {
+	out := make([]row.Ref, len(rows))
+	for i, r := range rows {
+		out[i] = r.Ref
 	}
-	return d
-}
-
-// behindDoubt is what copy-back is about to copy behind all others.
-func behindDoubt(id row.MailboxID, late []plan.Item) row.Doubt {
-	d := row.Doubt{Box: id, Moving: true}
-	for _, it := range late {
-		d.Refs = append(d.Refs, it.Ref)
-	}
-	return d
-}
-
-// flagDoubt is a flag that copy-back is about to give a message and take away.
-func flagDoubt(id row.MailboxID, uid uint32, flag string) row.Doubt {
-	return row.Doubt{Box: id, UIDs: []uint32{uid}, Flag: flag}
+	return out
 }

@@ -51,9 +51,10 @@ func (b *box) pick(sn *row.Snapshot) (uid uint32, flag string, err error) {
 		}
 		spare := []string{`\Flagged`, `\Answered`, `\Draft`, ownFlag}
 		i := slices.IndexFunc(spare, func(f string) bool { return b.lacks(m, f) })
-		d := flagDoubt(b.todo.ID, m.UID, spare[i])
+		d := row.FlagDoubt(b.todo.ID, m.UID, spare[i])
 		b.bumped[b.todo.ID] = d
-		return m.UID, d.Flag, b.opt.Ledgers.NoteDoubt(b.ctx, b.name, d)
+		_, err := b.opt.Ledgers.BeginCopy(b.ctx, b.name, d)
+		return m.UID, d.Flag, err
 	}
 	return 0, "", nil
 }

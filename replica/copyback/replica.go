@@ -25,7 +25,6 @@ type Accounts interface {
 // Ledgers are what is in flight, and what is told of it.
 type Ledgers interface {
 	Doubts(account string) ([]row.Doubt, error)
-	NoteDoubt(ctx context.Context, account string, d row.Doubt) error
 	BeginCopy(ctx context.Context, account string, d row.Doubt) (key []byte, err error)
 	Twins(account string) []row.Twin
 	ForgetTwins(ctx context.Context, gone func(row.Twin) bool) error

@@ -195,6 +195,9 @@ func (c *Copier) open(ctx context.Context, name string) (*account, func(), error
 		conn.Close()
 		return nil, nil, err
 	}
+	for i, d := range left {
+		left[i], _, _ = d.Step(row.DoubtHappened{Event: row.DoubtRestarted, By: row.ByCopyBack})
+	}
 	stop := context.AfterFunc(ctx, conn.Close)
 	return &account{Copier: c, ctx: ctx, c: conn, name: name, job: "copy-back/" + name, left: left, bumped: map[row.MailboxID]row.Doubt{}},
 		func() { stop(); conn.Close() }, nil

@@ -63,7 +63,7 @@ func (b *box) appends() error {
 // appendBatch sends messages, burns the UIDs between them, and checks each
 // answer. It returns how many got their own UIDs; the others are taken back.
 func (b *box) appendBatch(rows []*row.Message) (done int, err error) {
-	key, err := b.opt.Ledgers.BeginCopy(b.ctx, b.name, appendDoubt(b.todo.ID, rows))
+	key, err := b.opt.Ledgers.BeginCopy(b.ctx, b.name, row.AppendDoubt(b.todo.ID, refs(rows)...))
 	if err != nil {
 		return 0, err
 	}
@@ -209,7 +209,7 @@ func (b *box) restore() error {
 }
 
 func (b *box) restoreBatch(rows []*row.Message) (done int, err error) {
-	key, err := b.opt.Ledgers.BeginCopy(b.ctx, b.name, appendDoubt(b.todo.ID, rows))
+	key, err := b.opt.Ledgers.BeginCopy(b.ctx, b.name, row.AppendDoubt(b.todo.ID, refs(rows)...))
 	if err != nil {
 		return 0, err
 	}

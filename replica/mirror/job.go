@@ -63,7 +63,7 @@ func (j *jobRun) plan(ctx context.Context, accounts []string) error {
 	for i := range j.tasks {
 		j.tasks[i].Seq = i
 	}
-	return j.m.opt.Store.PlanTasks(ctx, j.job, j.tasks)
+	return j.m.opt.Tasks.PlanTasks(ctx, j.job, j.tasks)
 }
 
 // order is: never copied first, then large ones, so that the last stream to
@@ -186,7 +186,7 @@ func (j *jobRun) take(ctx context.Context) (int, error) {
 
 func (j *jobRun) do(ctx context.Context, i int) {
 	t := j.snapshotTask(i)
-	_ = j.m.opt.Store.SaveTask(ctx, t)
+	_ = j.m.opt.Tasks.SaveTask(ctx, t)
 	unlock, err := j.m.locks.take(ctx, t.Account+"\x00"+t.Mailbox)
 	if err == nil {
 		err = j.m.with(ctx, t.Account, func(c *imapc.Conn) error {
@@ -212,7 +212,7 @@ func (j *jobRun) update(ctx context.Context, i int, now row.Task) {
 	t.Done, t.Total, t.Bytes = now.Done, now.Total, now.Bytes
 	c := *t
 	j.mu.Unlock()
-	_ = j.m.opt.Store.SaveTask(ctx, c)
+	_ = j.m.opt.Tasks.SaveTask(ctx, c)
 }
 
 func (j *jobRun) end(ctx context.Context, i int, err error) {
@@ -245,7 +245,7 @@ func (j *jobRun) end(ctx context.Context, i int, err error) {
 	default:
 	}
 	save := context.WithoutCancel(ctx)
-	if serr := j.m.opt.Store.SaveTask(save, c); serr != nil {
+	if serr := j.m.opt.Tasks.SaveTask(save, c); serr != nil {
 		j.m.opt.Log.Error("save task", "task", c.Seq, "err", serr)
 	}
 	if last && ctx.Err() == nil {

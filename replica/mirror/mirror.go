@@ -28,9 +28,45 @@ import (
 	"understudy/replica/store"
 )
 
+// Blobs stores messages' bytes: what was added is durable after Sync.
+type Blobs interface {
+	Add(msg []byte) (row.Ref, error)
+	Sync() error
+}
+
+// Deliveries are the messages that were accepted and are looked for in mailboxes.
+type Deliveries interface {
+	HeldCount() int
+	// AwaitHolds waits for those that are about to be held.
+	AwaitHolds(ctx context.Context) error
+	MatchHeld(a replica.Arrival) (h row.Held, msg []byte, ok bool)
+	MatchHeldBody(msg []byte) (row.Held, bool)
+	// Land is Store.Update, in which held messages are seen to have arrived.
+	Land(ctx context.Context, by store.Writer, in replica.Landed, f func(*store.Tx) error) error
+	Twins(account string) []row.Twin
+	MatchTwin(account string, msg []byte) (row.Twin, bool)
+	ForgetTwins(ctx context.Context, gone func(row.Twin) bool) error
+}
+
+// Moves are the MOVEs under way.
+type Moves interface {
+	// Moving lists the messages that they take away from a mailbox.
+	Moving(account, mailbox string) (uids []uint32)
+}
+
+// Tasks keeps what a job has to do.
+type Tasks interface {
+	SaveTask(ctx context.Context, t row.Task) error
+	PlanTasks(ctx context.Context, job string, tasks []row.Task) error
+}
+
 // Options of New.
 type Options struct {
-	Store *replica.Replica
+	Store      *store.Store
+	Blobs      Blobs
+	Deliveries Deliveries
+	Moves      Moves
+	Tasks      Tasks
 	// Dial opens a connection to production's IMAP server that is logged in
 	// as account.
 	Dial func(ctx context.Context, account string) (*imapc.Conn, error)
@@ -343,7 +379,7 @@ func (m *Mirror) runHints(ctx context.Context) error {
 					break
 				}
 				delete(due, h)
-				if tries[h]--; tries[h] > 0 && m.opt.Store.HeldCount() > 0 {
+				if tries[h]--; tries[h] > 0 && m.opt.Deliveries.HeldCount() > 0 {
 					due[h] = now.Add(m.opt.HintDelay * time.Duration(1<<(5-tries[h])))
 				} else {
 					delete(tries, h)

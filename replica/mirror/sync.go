@@ -46,8 +46,7 @@ func (s *boxSync) run() (again bool, err error) {
 		}
 	}()
 	s.m.stats.Syncs.Add(1)
-	store := s.m.opt.Store
-	s.mark = store.Clock(s.account)
+	s.mark = s.m.opt.Store.Clock(s.account)
 	if s.local, err = s.known(); err != nil {
 		return false, err
 	}
@@ -85,15 +84,14 @@ func (s *boxSync) run() (again bool, err error) {
 // known returns the replica's mailbox, after a look at the folders if it has
 // none of that name.
 func (s *boxSync) known() (*row.Snapshot, error) {
-	store := s.m.opt.Store
-	sn, err := store.Snapshot(s.account, s.mailbox)
+	sn, err := s.m.opt.Store.Snapshot(s.account, s.mailbox)
 	if err == nil {
 		return sn, nil
 	}
 	if _, err := s.m.folders(s.ctx, s.c, s.account); err != nil {
 		return nil, err
 	}
-	return store.Snapshot(s.account, s.mailbox)
+	return s.m.opt.Store.Snapshot(s.account, s.mailbox)
 }
 
 // reset empties the replica's mailbox, which is another one than production's.
@@ -203,7 +201,7 @@ func (s *boxSync) applyAttributes(remote map[uint32]imapc.Message, uids []uint32
 		if m == nil {
 			return store.ErrNoMailbox
 		}
-		moving := s.m.opt.Store.Moving(s.account, s.mailbox)
+		moving := s.m.opt.Moves.Moving(s.account, s.mailbox)
 		for _, r := range tx.Rows(m.ID) {
 			if tx.TouchedSince(m.ID, r.UID, s.mark) {
 				s.again = true
@@ -253,17 +251,17 @@ func (s *boxSync) bodies(remote map[uint32]imapc.Message) error {
 		need = slices.DeleteFunc(need, func(u uint32) bool { return now.Find(u) != nil && !s.stale[u] })
 	}
 	if len(need) > 0 {
-		if err := s.m.opt.Store.AwaitHolds(s.ctx); err != nil {
+		if err := s.m.opt.Deliveries.AwaitHolds(s.ctx); err != nil {
 			return err
 		}
 	}
-	if s.local.Synced && len(need) > 0 && len(need) <= headerFirst && len(s.m.opt.Store.Twins(s.account)) > 0 {
+	if s.local.Synced && len(need) > 0 && len(need) <= headerFirst && len(s.m.opt.Deliveries.Twins(s.account)) > 0 {
 		var err error
 		if need, err = s.findTwins(need); err != nil {
 			return err
 		}
 	}
-	if s.local.Synced && len(need) <= headerFirst && s.m.opt.Store.HeldCount() > 0 {
+	if s.local.Synced && len(need) <= headerFirst && s.m.opt.Deliveries.HeldCount() > 0 {
 		var err error
 		if need, err = s.byHeader(remote, need); err != nil {
 			return err
@@ -308,7 +306,6 @@ func split(need []uint32, remote map[uint32]imapc.Message) [][]uint32 {
 
 // batch reads one FETCH and stores its messages, bytes first.
 func (s *boxSync) batch(tag string, remote map[uint32]imapc.Message) (int64, error) {
-	store := s.m.opt.Store
 	var rows []*row.Message
 	var held []row.Held
 	var bytes int64
@@ -317,7 +314,7 @@ func (s *boxSync) batch(tag string, remote map[uint32]imapc.Message) (int64, err
 		if !ok || !f.HasBody {
 			return nil
 		}
-		ref, err := store.Blobs.Add(f.Body)
+		ref, err := s.m.opt.Blobs.Add(f.Body)
 		if err != nil {
 			return err
 		}
@@ -333,7 +330,7 @@ func (s *boxSync) batch(tag string, remote map[uint32]imapc.Message) (int64, err
 	if err != nil {
 		return bytes, err
 	}
-	if err := store.Blobs.Sync(); err != nil {
+	if err := s.m.opt.Blobs.Sync(); err != nil {
 		return bytes, err
 	}
 	return bytes, s.putRows(rows, held)
@@ -349,10 +346,10 @@ func newRow(rm imapc.Message, ref row.Ref) *row.Message {
 }
 
 func (s *boxSync) heldBody(msg []byte) (row.Held, bool) {
-	if s.m.opt.Store.HeldCount() == 0 {
+	if s.m.opt.Deliveries.HeldCount() == 0 {
 		return row.Held{}, false
 	}
-	return s.m.opt.Store.MatchHeldBody(msg)
+	return s.m.opt.Deliveries.MatchHeldBody(msg)
 }
 
 // byHeader finds held deliveries among new messages by their headers, and
@@ -361,7 +358,6 @@ func (s *boxSync) byHeader(remote map[uint32]imapc.Message, need []uint32) ([]ui
 	if len(need) == 0 {
 		return need, nil
 	}
-	store := s.m.opt.Store
 	var rows []*row.Message
 	var held []row.Held
 	err := s.c.Fetch(imapwire.FormatSet(need), "(UID BODY.PEEK[HEADER])", func(f imapc.Message) error {
@@ -369,11 +365,11 @@ func (s *boxSync) byHeader(remote map[uint32]imapc.Message, need []uint32) ([]ui
 		if !ok || !f.HasBody {
 			return nil
 		}
-		h, msg, ok := store.MatchHeld(replica.Arrival{Header: f.Body, Size: rm.Size})
+		h, msg, ok := s.m.opt.Deliveries.MatchHeld(replica.Arrival{Header: f.Body, Size: rm.Size})
 		if !ok {
 			return nil
 		}
-		ref, err := store.Blobs.Add(msg)
+		ref, err := s.m.opt.Blobs.Add(msg)
 		if err != nil {
 			return err
 		}
@@ -385,7 +381,7 @@ func (s *boxSync) byHeader(remote map[uint32]imapc.Message, need []uint32) ([]ui
 	if err != nil {
 		return nil, err
 	}
-	if err := store.Blobs.Sync(); err != nil {
+	if err := s.m.opt.Blobs.Sync(); err != nil {
 		return nil, err
 	}
 	if err := s.putRows(rows, held); err != nil {
@@ -399,7 +395,7 @@ func (s *boxSync) byHeader(remote map[uint32]imapc.Message, need []uint32) ([]ui
 
 // putRows adds messages; held are the deliveries that were found among them.
 func (s *boxSync) putRows(rows []*row.Message, held []row.Held) error {
-	return s.m.opt.Store.Land(s.ctx, store.ByMirror, replica.Landed{Account: s.account, Mailbox: s.mailbox, Held: held}, func(tx *store.Tx) error {
+	return s.m.opt.Deliveries.Land(s.ctx, store.ByMirror, replica.Landed{Account: s.account, Mailbox: s.mailbox, Held: held}, func(tx *store.Tx) error {
 		m := tx.BoxByID(s.local.ID)
 		if m == nil {
 			return store.ErrNoMailbox

@@ -21,7 +21,7 @@ func (s *boxSync) findTwins(need []uint32) ([]uint32, error) {
 		if !f.HasBody || s.stale[f.UID] {
 			return nil // or it is known, and no arrival
 		}
-		if w, ok := s.m.opt.Store.MatchTwin(s.account, f.Body); ok && !used[w.ID] {
+		if w, ok := s.m.opt.Deliveries.MatchTwin(s.account, f.Body); ok && !used[w.ID] {
 			used[w.ID], s.twins[f.UID] = true, w
 		}
 		return nil
@@ -51,7 +51,7 @@ func (s *boxSync) dropTwins() error {
 		return fmt.Errorf("drop late doubles: %w", err)
 	}
 	s.m.opt.Log.Info("production delivered what the standby had delivered already; its copies are dropped", "account", s.account, "mailbox", s.mailbox, "uids", set)
-	return s.m.opt.Store.ForgetTwins(s.ctx, func(w row.Twin) bool { return ids[w.ID] })
+	return s.m.opt.Deliveries.ForgetTwins(s.ctx, func(w row.Twin) bool { return ids[w.ID] })
 }
 
 // expunge removes messages of the selected mailbox from production, and nothing

@@ -100,7 +100,7 @@ func (w *words) doubts(account string) {
 			refs += " " + w.ref(r)
 		}
 		lines = append(lines, fmt.Sprintf("doubt %s from %q to %q uids %d at %d mark %d box %d moving %t flag %q refs%s",
-			account, d.From, d.To, d.UIDs, d.Dst, d.Mark, d.Box, d.Moving, d.Flag, refs))
+			account, d.From, d.To, d.UIDs, d.Dst, d.Mark, d.Box, d.Kind == row.DoubtBehind, d.Flag, refs))
 	}
 	slices.Sort(lines)
 	w.lines = append(w.lines, lines...)
@@ -110,7 +110,7 @@ func (w *words) doubts(account string) {
 func (w *words) flight() {
 	for _, h := range w.s.HeldAll() {
 		w.say("held %d from %s to %s params %q seen %s standby %t owed %t open %t %s key %s %s",
-			h.ID, h.From, h.Rcpts, h.Params, h.Seen, h.Standby, h.Owed, h.Open, w.ref(h.Ref), h.Key, clock(h.Arrived))
+			h.ID, h.From, h.Rcpts, h.Params, h.Seen, h.OnlyOurs(), h.OwedSince(h.Arrived), !h.MayDeliver(), w.ref(h.Ref), h.Key, clock(h.Arrived))
 	}
 	queue, err := w.s.Queue()
 	w.fail(err)

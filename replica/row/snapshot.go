@@ -119,42 +119,21 @@ type Envelope struct {
 	User   string // authenticated submitter, or ""
 }
 
-// Held is an inbound message that was answered with 250 and is not yet seen in
-// every mailbox that it is for.
+// Held is an inbound message that its sender was told 250 for, or is about to be,
+// and that is not yet seen in every mailbox that it is for. See HeldState.
 type Held struct {
 	ID      uint64
+	State   HeldState
 	From    string
 	Rcpts   []string // still to be seen, as the client wrote them
 	Params  []string // of MAIL
 	Ref     Ref
-	Arrived time.Time
-	Key     string   // of the content, by which it is looked for
-	Seen    []string // accounts that it was seen in
-	// Standby: accepted by the standby, so production has no copy of it.
-	Standby bool
-	// Owed: production was lost before it answered, so it may have a copy.
-	Owed bool
-	// Open: production has not answered yet. Not kept: after a restart the
-	// message counts as accepted.
-	Open bool `json:"-"`
-}
-
-// Doubt is a command that production did not answer. A MOVE may be done not at
-// all, by half, or whole; of an APPEND or COPY, which have no From, the standby
-// has done what was asked, and production may have.
-type Doubt struct {
-	From, To string
-	UIDs     []uint32 // in From
-	Dst      []uint32 // in To, if production told them
-	Mark     uint32   // UIDNEXT of To when the MOVE was seen
-	Refs     []Ref    // of the messages
-	// Box, if not 0, is the mailbox that copy-back was putting the messages into:
-	// new ones, or with Moving some of its own, which it then takes out.
-	Box    MailboxID `json:",omitempty"`
-	Moving bool      `json:",omitempty"`
-	// Flag, if not empty, is one that copy-back gave the one message of UIDs in
-	// Box, and took away, to raise HIGHESTMODSEQ. The message had not got it.
-	Flag string `json:",omitempty"`
+	Arrived time.Time // here, or when it was last given to production
+	Key     string    // of the content, by which it is looked for
+	Seen    []string  // accounts that it was seen in
+	// Before and BeforeArrived are what it was before it was given (HeldGiving).
+	Before        HeldState `json:",omitempty"`
+	BeforeArrived time.Time `json:",omitzero"`
 }
 
 // Twin is a message that production had accepted and that the standby delivered

@@ -68,7 +68,7 @@ func (s *Store) Update(ctx context.Context, user string, w Writer, f func(*Tx) e
 		return fmt.Errorf("%w: %s is being handed back", ErrNotHome, st.info.Name)
 	}
 	tx := &Tx{s: s, a: a, was: st, base: w == ByStandby && !s.opt.Primary, info: st.info, boxes: map[row.MailboxID]*row.Mailbox{},
-		dropped: map[row.MailboxID]bool{}, rows: map[row.MailboxID]map[uint32]*row.Message{}, read: map[row.MailboxID]*messages{}, saved: map[string]bool{}}
+		dropped: map[row.MailboxID]bool{}, rows: map[row.MailboxID]map[uint32]*row.Message{}, read: map[row.MailboxID]*messages{}}
 	if err := f(tx); err != nil {
 		return err
 	}
@@ -262,6 +262,9 @@ func (tx *Tx) saveRow(id row.MailboxID, old *row.Message) {
 	key := meta.BaseRowKey(tx.Name(), id, old.UID)
 	if tx.saved[string(key)] {
 		return
+	}
+	if tx.saved == nil {
+		tx.saved = map[string]bool{}
 	}
 	tx.saved[string(key)] = true
 	err := tx.s.opt.Meta.View(func(sn meta.Snap) error {

@@ -27,7 +27,8 @@ type imapDialogue struct {
 }
 
 func newIMAP(t *Tap) *imapDialogue {
-	return &imapDialogue{t: t, c: imapwire.Scanner{Side: imapwire.Client}, s: imapwire.Scanner{Side: imapwire.Server}, state: imapsession.New("")}
+	return &imapDialogue{t: t, state: imapsession.New(""),
+		c: imapwire.Scanner{Side: imapwire.Client}, s: imapwire.Scanner{Side: imapwire.Server}}
 }
 
 var errWindow = errors.New("more is said than can be kept")

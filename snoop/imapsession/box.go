@@ -95,7 +95,10 @@ func (b *Box) appended(arg []byte) {
 	r.SP()
 	uid := r.Number32()
 	n := len(b.View)
-	if r.Err() == nil && validity == b.UIDValidity && n > 0 && b.View[n-1] == 0 && (n == 1 || b.View[n-2] != 0 && b.View[n-2] < uid) {
+	if r.Err() != nil || validity != b.UIDValidity || n == 0 || b.View[n-1] != 0 {
+		return
+	}
+	if n == 1 || b.View[n-2] != 0 && b.View[n-2] < uid {
 		b.own()
 		b.View[n-1] = uid
 	}

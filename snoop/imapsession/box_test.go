@@ -35,5 +35,6 @@ func TestProves(t *testing.T) {
 }
 
 func snapshot(synced, next uint32, uids ...uint32) *row.Snapshot {
-	return &row.Snapshot{Mailbox: row.Mailbox{UIDValidity: 7, UIDNext: next, SyncedNext: synced, Synced: synced > 0}, UIDs: uids}
+	return &row.Snapshot{Mailbox: row.Mailbox{UIDValidity: 7, UIDNext: next, SyncedNext: synced, Synced: synced > 0},
+		UIDs: uids}
 }

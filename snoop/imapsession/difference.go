@@ -114,7 +114,8 @@ func (d *difference) toServer(ex *Exchange, line []byte) ([]byte, error) {
 	}
 	switch head.Verb {
 	case imapwire.Search:
-		if strings.Contains(strings.ToUpper(string(line)), "RETURN") || slices.ContainsFunc(strings.Fields(string(line))[1:], isSet) {
+		words := strings.Fields(strings.ToUpper(string(line)))
+		if slices.ContainsFunc(words[1:], func(w string) bool { return strings.Contains(w, "RETURN") || isSet(w) }) {
 			return nil, ErrChanged
 		}
 		return nil, nil

@@ -104,17 +104,17 @@ func (ex *Exchange) Doubt() (d row.Doubt, ok bool) {
 	if ex.Verb != imapwire.Move || len(ex.UIDs) == 0 || ex.Target() == "" {
 		return d, false
 	}
-	d = row.Doubt{From: ex.Mailbox, To: ex.Target(), UIDs: ex.UIDs, Mark: ex.Kept.Mark}
+	d = row.MoveDoubt(ex.Mailbox, ex.Target(), ex.UIDs, ex.Kept.Mark)
 	if _, src, dst, err := ParseCopyUID(ex.Heard.CopyUID); err == nil {
 		d.UIDs, d.Dst = src, dst
 	}
 	return d, true
 }
 
-// unread reports whether a command stores messages, and nobody knows where.
+// unread reports whether a command copies messages, and nobody knows where.
 func (ex *Exchange) unread() bool {
 	_, bad := ex.Args.(imapwire.Unreadable)
-	return bad && (ex.Verb.MovesOrCopies() || ex.Verb == imapwire.Append)
+	return bad && ex.Verb.MovesOrCopies()
 }
 
 // ParseCopyUID reads the argument of a COPYUID code (RFC 4315).

@@ -155,7 +155,8 @@ func TestNeeds(t *testing.T) {
 	taken, err := tr.Client(p, line, time.Time{}, true)
 	must(t, err)
 	n := taken.Needs
-	if n.Mark != "Filed" || n.Intent == nil || n.Intent.From != "INBOX" || n.Intent.To != "Filed" || !slices.Equal(n.Intent.UIDs, []uint32{20}) {
+	if n.Mark != "Filed" || n.Intent == nil || n.Intent.From != "INBOX" || n.Intent.To != "Filed" ||
+		!slices.Equal(n.Intent.UIDs, []uint32{20}) {
 		t.Fatalf("%+v", n)
 	}
 	over := 0
@@ -344,7 +345,8 @@ func (c *sayer) check(t *testing.T, told map[*Exchange]int) {
 func BenchmarkSession(b *testing.B) {
 	for _, c := range []struct{ name, client, server string }{
 		{"NOOP", "a1 NOOP\r\n", "a1 OK done\r\n"},
-		{"FETCH", "a1 UID FETCH 1:* (FLAGS)\r\n", "* 1 FETCH (UID 10 FLAGS (\\Seen))\r\n* 2 FETCH (UID 20 FLAGS ())\r\na1 OK done\r\n"},
+		{"FETCH", "a1 UID FETCH 1:* (FLAGS)\r\n",
+			"* 1 FETCH (UID 10 FLAGS (\\Seen))\r\n* 2 FETCH (UID 20 FLAGS ())\r\na1 OK done\r\n"},
 	} {
 		b.Run(c.name, func(b *testing.B) {
 			s := New("u")

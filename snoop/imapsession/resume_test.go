@@ -72,7 +72,8 @@ func TestAgain(t *testing.T) {
 	for _, c := range []struct{ script, want string }{
 		{"C b FETCH 1:4 (FLAGS)", "b FETCH 1:4 (FLAGS)\r\n"},
 		{"C b FETCH 1:4 (FLAGS)\nS * 1 FETCH (FLAGS ())\nS * 2 FETCH (FLAGS ())", "b FETCH 3:4 (FLAGS)\r\n"},
-		{"C b UID FETCH 1:* BODY[]\nS * 1 FETCH (UID 10 FLAGS ())\nS * 3 FETCH (UID 30 FLAGS ())", "b UID FETCH 20,40 BODY[]\r\n"},
+		{"C b UID FETCH 1:* BODY[]\nS * 1 FETCH (UID 10 FLAGS ())\nS * 3 FETCH (UID 30 FLAGS ())",
+			"b UID FETCH 20,40 BODY[]\r\n"},
 		{"C b FETCH 1 (FLAGS)\nS * 1 FETCH (FLAGS ())", "OK Fetch completed"},
 		{"C b STORE 2:3 +FLAGS (x)", "b UID STORE 20,30 +FLAGS (x)\r\n"},
 		{"C b MOVE 1 Filed\nS * OK [COPYUID 1 10 5] moved\nS * 1 EXPUNGE", "b UID MOVE 10 Filed\r\n"},

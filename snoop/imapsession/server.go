@@ -132,7 +132,7 @@ func (s *Session) tagged(d *Decision, waiting *Exchange, production bool) {
 	}
 	d.Opened = s.answered(ex, r)
 	d.Settle = production && ok && ex.Whole && ex.Verb.Changes()
-	d.Verify = ex.Tries.Again && r.Name == "NO" && ex.Whole && ex.Verb.OfFolders() && ex.Verb != imapwire.Subscribe && ex.Verb != imapwire.Unsubscribe
+	d.Verify = ex.Tries.Again && r.Name == "NO" && ex.makes()
 	if production && !d.Opened {
 		d.Ahead = s.Ahead()
 	}
@@ -146,6 +146,16 @@ func (s *Session) tagged(d *Decision, waiting *Exchange, production bool) {
 	d.Done = true
 	d.Tell = append(d.Tell, s.differs.tell(s.Box, ex)...)
 	d.Release = ex.release()
+}
+
+// makes reports whether a command makes, renames or deletes a mailbox: done before, it is
+// refused.
+func (ex *Exchange) makes() bool {
+	switch ex.Verb {
+	case imapwire.Create, imapwire.Delete, imapwire.Rename:
+		return ex.Whole
+	}
+	return false
 }
 
 // release takes what is attached to an exchange that is over. The spool of one whose
@@ -187,7 +197,7 @@ func (s *Session) Reopen(ex *Exchange) bool {
 // line tells.
 func (s *Session) rewrite(d *Decision) {
 	r := &d.Response
-	caps := func(b []byte) string { return strings.Join(s.keptCaps(strings.Fields(string(b))), " ") }
+	caps := func(b []byte) string { return strings.Join(among(strings.Fields(string(b)), s.Caps), " ") }
 	switch {
 	case r.Name == "CAPABILITY" && r.Tag == "*":
 		d.Line = []byte("* CAPABILITY " + caps(r.Rest) + "\r\n")

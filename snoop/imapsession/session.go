@@ -257,7 +257,7 @@ func (s *Session) replace(ex *Exchange) []byte {
 		return []byte(ex.Tag + " XHIDDEN\r\n")
 	case imapwire.Enable:
 		a, _ := ex.Args.(imapwire.EnableArgs)
-		keep := s.keptCaps(a.Words)
+		keep := among(a.Words, s.Caps)
 		if keep == nil {
 			return []byte(ex.Tag + " NOOP\r\n")
 		}
@@ -266,10 +266,10 @@ func (s *Session) replace(ex *Exchange) []byte {
 	return nil
 }
 
-// keptCaps returns the words that are among Caps.
-func (s *Session) keptCaps(words []string) (keep []string) {
+// among returns the words that are among caps.
+func among(words, caps []string) (keep []string) {
 	for _, w := range words {
-		if slices.ContainsFunc(s.Caps, func(c string) bool { return strings.EqualFold(c, w) }) {
+		if slices.ContainsFunc(caps, func(c string) bool { return strings.EqualFold(c, w) }) {
 			keep = append(keep, w)
 		}
 	}

@@ -69,7 +69,8 @@ S * 3 EXISTS
 S a3 OK done
 C a4 COPY 2:3 Other
 S a4 OK [COPYUID 9 40 1] done`)
-	if !slices.Equal(cmds[0].UIDs, []uint32{20, 30}) || len(cmds[0].Heard.Fetched) != 2 || cmds[0].Heard.Fetched[1].UID != 30 {
+	if !slices.Equal(cmds[0].UIDs, []uint32{20, 30}) || len(cmds[0].Heard.Fetched) != 2 ||
+		cmds[0].Heard.Fetched[1].UID != 30 {
 		t.Errorf("STORE: %+v", cmds[0])
 	}
 	if !slices.Equal(cmds[1].Heard.Expunged, []uint32{20, 30}) {

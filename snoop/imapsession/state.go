@@ -31,7 +31,8 @@ func States() []State {
 }
 
 func (s State) String() string {
-	return [...]string{"receiving", "waiting", "asked", "talking", "ending", "settling", "found", "refused", "orphaned", "told"}[s]
+	return [...]string{"receiving", "waiting", "asked", "talking", "ending", "settling", "found", "refused", "orphaned",
+		"told"}[s]
 }
 
 // Event is what happens to an exchange.
@@ -58,8 +59,8 @@ func Events() []Event {
 }
 
 func (e Event) String() string {
-	return [...]string{"literal announced", "spoke unasked", "whole", "plus", "done", "accepted", "answered", "settled", "not settled",
-		"found done", "upstream lost"}[e]
+	return [...]string{"literal announced", "spoke unasked", "whole", "plus", "done", "accepted", "answered", "settled",
+		"not settled", "found done", "upstream lost"}[e]
 }
 
 // Rule is one row of the table.
@@ -74,8 +75,9 @@ type Rule struct {
 
 // rules is the table; the first that matches wins. It is never written to.
 var rules = [...]Rule{
-	{From: Receiving, On: Announced, To: Waiting, Why: "RFC 9051 section 4.3: the client waits before a synchronising literal"},
-	{From: Receiving, On: Received, If: "it goes on by the server's word", Cond: (*Exchange).talks, To: Waiting, Why: "IDLE and AUTHENTICATE wait for a continuation"},
+	{From: Receiving, On: Announced, To: Waiting, Why: "the client waits before a synchronising literal"}, // RFC 9051, 4.3
+	{From: Receiving, On: Received, If: "it goes on by the server's word", Cond: (*Exchange).talks, To: Waiting,
+		Why: "IDLE and AUTHENTICATE wait for a continuation"},
 	{From: Receiving, On: Received, To: Asked, Why: "the server has all it needs"},
 	{From: Receiving, On: Answered, To: Refused, Why: "the rest of a non-synchronising literal is still to come"},
 

@@ -28,7 +28,10 @@ func TestRulesAreWhole(t *testing.T) {
 		if r.Cond == nil {
 			continue
 		}
-		if !slices.ContainsFunc(Rules()[i+1:], func(x Rule) bool { return x.From == r.From && x.On == r.On && x.Cond == nil }) {
+		if !slices.ContainsFunc(Rules()[i+1:], func(x Rule) bool {
+			return x.From == r.From && x.On == r.On &&
+				x.Cond == nil
+		}) {
 			t.Errorf("%s / %s is decided only if %s", r.From, r.On, r.If)
 		}
 	}
@@ -43,15 +46,20 @@ func TestWays(t *testing.T) {
 		want  []State
 	}{
 		{"NOOP", imapwire.Command{}, []Event{Received, Lost, Answered}, []State{Asked, Asked, Told}},
-		{"a literal", imapwire.Command{}, []Event{Announced, Lost, Called, Received, Accepted, Settled}, []State{Waiting, Waiting, Receiving, Asked, Settling, Told}},
+		{"a literal", imapwire.Command{}, []Event{Announced, Lost, Called, Received, Accepted, Settled}, []State{Waiting,
+			Waiting, Receiving, Asked, Settling, Told}},
 		{"a literal that is refused", imapwire.Command{}, []Event{Announced, Answered}, []State{Waiting, Told}},
-		{"not settled", imapwire.Command{}, []Event{Received, Accepted, Unsettled, Accepted, Settled}, []State{Asked, Settling, Asked, Settling, Told}},
-		{"done by a lost one", imapwire.Command{}, []Event{Received, Lost, Discovered, Lost, Answered}, []State{Asked, Asked, Found, Found, Told}},
+		{"not settled", imapwire.Command{}, []Event{Received, Accepted, Unsettled, Accepted, Settled}, []State{Asked,
+			Settling, Asked, Settling, Told}},
+		{"done by a lost one", imapwire.Command{}, []Event{Received, Lost, Discovered, Lost, Answered}, []State{Asked,
+			Asked, Found, Found, Told}},
 		{"refused in the middle", imapwire.Command{}, []Event{Answered, Received}, []State{Refused, Told}},
 		{"refused, and lost", imapwire.Command{}, []Event{Answered, Lost, Received}, []State{Refused, Orphaned, Told}},
-		{"IDLE", imapwire.Command{Head: imapwire.Head{Verb: imapwire.Idle}, Whole: true}, []Event{Received, Called, Called, Lost, Ended, Answered},
+		{"IDLE", imapwire.Command{Head: imapwire.Head{Verb: imapwire.Idle}, Whole: true}, []Event{Received, Called, Called,
+			Lost, Ended, Answered},
 			[]State{Waiting, Talking, Talking, Talking, Ending, Told}},
-		{"IDLE that is not taken", imapwire.Command{Head: imapwire.Head{Verb: imapwire.Idle}, Whole: true}, []Event{Received, Answered, Ended}, []State{Waiting, Told, Told}},
+		{"IDLE that is not taken", imapwire.Command{Head: imapwire.Head{Verb: imapwire.Idle}, Whole: true},
+			[]Event{Received, Answered, Ended}, []State{Waiting, Told, Told}},
 	} {
 		ex := &Exchange{Command: c.cmd}
 		for i, e := range c.steps {

@@ -75,12 +75,15 @@ func (u *Unit) Ask() string {
 // section is the body section whose literal a line of a FETCH announces, as
 // one asks for it.
 func section(line []byte) string {
-	line = bytes.TrimRight(imapwire.TrimEOL(line), "0123456789{}+~ ")
-	up := strings.ToUpper(string(line))
-	for word, ask := range map[string]string{"RFC822.HEADER": "BODY.PEEK[HEADER]", "RFC822.TEXT": "BODY.PEEK[TEXT]", "RFC822": "BODY.PEEK[]"} {
-		if strings.HasSuffix(up, " "+word) || strings.HasSuffix(up, "("+word) {
-			return ask
-		}
+	line = line[:max(0, bytes.LastIndexByte(line, '{'))]
+	up := strings.ToUpper(strings.TrimRight(string(line), "~ "))
+	switch up[strings.LastIndexAny(up, " (")+1:] {
+	case "RFC822.HEADER":
+		return "BODY.PEEK[HEADER]"
+	case "RFC822.TEXT":
+		return "BODY.PEEK[TEXT]"
+	case "RFC822":
+		return "BODY.PEEK[]"
 	}
 	i := strings.LastIndex(up, "BODY[")
 	if i < 0 || strings.ContainsAny(up[i:], "{}\"") || !strings.HasSuffix(up, "]") && !strings.HasSuffix(up, ">") {

@@ -30,14 +30,16 @@ func TestParseCommand(t *testing.T) {
 	}{
 		{text: "a noop", name: "NOOP"},
 		{text: "a uid store 1:3 (UNCHANGEDSINCE 7) -flags.silent (\\Seen x)", name: "UID STORE",
-			want: StoreArgs{Set: set(t, "1:3"), Op: RemoveFlags, Silent: true, Flags: []string{`\Seen`, "x"}, Conditional: true, UnchangedSince: 7}},
+			want: StoreArgs{Set: set(t, "1:3"), Op: RemoveFlags, Silent: true, Flags: []string{`\Seen`, "x"},
+				Conditional: true, UnchangedSince: 7}},
 		{text: "a STORE 1 FLAGS x y", name: "STORE", want: StoreArgs{Set: set(t, "1"), Flags: []string{"x", "y"}}},
 		{text: "a STORE 1 +X-GM-LABELS (x)", name: "STORE", bad: true},
 		{text: "a STORE 1 (BY me) FLAGS x", name: "STORE", bad: true},
 		{text: "a STORE $ FLAGS x", name: "STORE", bad: true},
 		{text: `a COPY 2,4:* "a \"b\""`, name: "COPY", want: CopyArgs{Set: set(t, "2,4:*"), Target: `a "b"`}},
 		{text: "a UID MOVE 7 {5+}\r\nFiled", name: "UID MOVE", want: CopyArgs{Set: set(t, "7"), Target: "Filed"}},
-		{text: "a UID MOVE 7 inbox more", name: "UID MOVE", want: CopyArgs{Set: set(t, "7"), Target: "INBOX", Tail: []byte(" more")}},
+		{text: "a UID MOVE 7 inbox more", name: "UID MOVE", want: CopyArgs{Set: set(t, "7"), Target: "INBOX",
+			Tail: []byte(" more")}},
 		{text: "a COPY 1", name: "COPY", bad: true},
 		{text: "a EXPUNGE", name: "EXPUNGE"},
 		{text: "a UID EXPUNGE 3:5", name: "UID EXPUNGE", want: SetArgs{Set: set(t, "3:5")}},
@@ -51,9 +53,11 @@ func TestParseCommand(t *testing.T) {
 		{text: "a UID SEARCH ALL", name: "UID SEARCH", want: SearchArgs{Keys: []byte("ALL")}},
 		{text: "a ENABLE CONDSTORE x", name: "ENABLE", want: EnableArgs{Words: []string{"CONDSTORE", "x"}}},
 		{text: "a LOGIN {1+}\r\nu \"p w\"", name: "LOGIN", want: LoginArgs{User: "u", Password: "p w"}},
-		{text: "a AUTHENTICATE plain =", name: "AUTHENTICATE", want: AuthArgs{Mechanism: "PLAIN", Initial: []byte("="), Has: true}},
+		{text: "a AUTHENTICATE plain =", name: "AUTHENTICATE", want: AuthArgs{Mechanism: "PLAIN", Initial: []byte("="),
+			Has: true}},
 		{text: "a APPEND b (\\Seen) \" 1-Jan-2026 10:00:00 +0000\" {3+}\r\nabc", name: "APPEND",
-			want: AppendArgs{Mailbox: "b", Flags: []string{`\Seen`}, Date: time.Date(2026, 1, 1, 10, 0, 0, 0, time.UTC), Message: Literal{true, 3, true, false}}},
+			want: AppendArgs{Mailbox: "b", Flags: []string{`\Seen`}, Date: time.Date(2026, 1, 1, 10, 0, 0, 0, time.UTC),
+				Message: Literal{true, 3, true, false}}},
 		{text: "a APPEND b", name: "APPEND", bad: true},
 	} {
 		got, err := ParseCommand([]byte(c.text + "\r\n"))
@@ -77,7 +81,8 @@ func TestParseCommand(t *testing.T) {
 func same(a, b Args) bool { return fmt.Sprintf("%T %+v", a, a) == fmt.Sprintf("%T %+v", b, b) }
 
 func TestNoCommand(t *testing.T) {
-	for _, text := range []string{"", "\r\n", "a\r\n", " a NOOP\r\n", "+ NOOP\r\n", "a* NOOP\r\n", "a\x7f NOOP\r\n", "a NOOP\r\nb NOOP\r\n", "a NOOP",
+	for _, text := range []string{"", "\r\n", "a\r\n", " a NOOP\r\n", "+ NOOP\r\n", "a* NOOP\r\n", "a\x7f NOOP\r\n",
+		"a NOOP\r\nb NOOP\r\n", "a NOOP",
 		"a LIST \"\" {3}\r\nab", "a " + strings.Repeat("x", 40) + "\r\n", strings.Repeat("a", 300) + " NOOP\r\n"} {
 		if c, err := ParseCommand([]byte(text)); err == nil {
 			t.Errorf("%.40q is %s", text, c.Name())
@@ -113,7 +118,8 @@ func TestTail(t *testing.T) {
 			t.Errorf("%q leaves %q", c.text, rest)
 		}
 		r.End()
-		if got := fmt.Sprint(r.Err()); r.Err() != nil && !strings.HasSuffix(got, ": "+c.err) || (r.Err() == nil) != (c.err == "") {
+		if got := fmt.Sprint(r.Err()); r.Err() != nil && !strings.HasSuffix(got, ": "+c.err) ||
+			(r.Err() == nil) != (c.err == "") {
 			t.Errorf("%q: %v, not %s", c.text, r.Err(), c.err)
 		}
 	}
@@ -171,7 +177,8 @@ func TestAppendsMessage(t *testing.T) {
 		for _, l := range cmd.Literals {
 			got = append(got, l.Message)
 		}
-		if a.Mailbox != c.mailbox || a.Form != c.form || cmd.Extra != c.extra || !cmd.Message || !reflect.DeepEqual(got, c.lits) {
+		if a.Mailbox != c.mailbox || a.Form != c.form || cmd.Extra != c.extra || !cmd.Message || !reflect.DeepEqual(got,
+			c.lits) {
 			t.Errorf("%q: %+v, extra %v, literals %v", c.text, a, cmd.Extra, got)
 		}
 		if bytes.Contains(cmd.Text, []byte("abc")) {
@@ -224,7 +231,8 @@ func TestCommandBounds(t *testing.T) {
 }
 
 func TestSetsSeen(t *testing.T) {
-	for items, want := range map[string]bool{"FLAGS": false, "(FLAGS BODY.PEEK[])": false, "BODY[1]": true, "rfc822": true, "(RFC822 FLAGS)": true,
+	for items, want := range map[string]bool{"FLAGS": false, "(FLAGS BODY.PEEK[])": false, "BODY[1]": true,
+		"rfc822": true, "(RFC822 FLAGS)": true,
 		"RFC822.HEADER": false, "RFC822.SIZE": false, "(RFC822.TEXT)": true, "BINARY[1]": true, "BINARY.PEEK[1]": false} {
 		c, err := ParseCommand([]byte("a FETCH 1 " + items + "\r\n"))
 		if err != nil || c.SetsSeen() != want {
@@ -234,9 +242,12 @@ func TestSetsSeen(t *testing.T) {
 }
 
 func TestEnablesCondStore(t *testing.T) {
-	for text, want := range map[string]bool{"ENABLE condstore": true, "ENABLE X": false, "SELECT b (CONDSTORE)": true, "SELECT CONDSTORE": false,
-		"FETCH 1 (FLAGS) (CHANGEDSINCE 3)": true, "FETCH 1 MODSEQ": true, "UID STORE 1 (UNCHANGEDSINCE 3) FLAGS x": true, "STORE 1 FLAGS x": false,
-		"SEARCH MODSEQ 7": true, "STATUS b (HIGHESTMODSEQ)": true, "FETCH $ MODSEQ": true, "NOOP": false, "CREATE MODSEQ": false} {
+	for text, want := range map[string]bool{"ENABLE condstore": true, "ENABLE X": false, "SELECT b (CONDSTORE)": true,
+		"SELECT CONDSTORE":                 false,
+		"FETCH 1 (FLAGS) (CHANGEDSINCE 3)": true, "FETCH 1 MODSEQ": true, "UID STORE 1 (UNCHANGEDSINCE 3) FLAGS x": true,
+		"STORE 1 FLAGS x": false,
+		"SEARCH MODSEQ 7": true, "STATUS b (HIGHESTMODSEQ)": true, "FETCH $ MODSEQ": true, "NOOP": false,
+		"CREATE MODSEQ": false} {
 		c, err := ParseCommand([]byte("a " + text + "\r\n"))
 		if err != nil || c.EnablesCondStore() != want {
 			t.Errorf("%s: %v", text, !want)
@@ -255,8 +266,10 @@ func TestSplitSet(t *testing.T) {
 }
 
 var commandSeeds = []string{
-	"a NOOP\r\n", "a UID STORE 1:3 +FLAGS (x)\r\n", "a APPEND b (\\Seen) {3}\r\nabc\r\n", "a APPEND {6}\r\nAPPEND {3+}\r\nabc {3}\r\nabc\r\n",
-	"a APPEND b UTF8 (~{3}\r\nabc)\r\n", "a RENAME {1}\r\na \"{5}\"\r\n", "a COPY 1 {3+}\r\nabc\r\n", "a SEARCH CHARSET X {1}\r\na\r\n", "a\r\n", "a UID\r\n",
+	"a NOOP\r\n", "a UID STORE 1:3 +FLAGS (x)\r\n", "a APPEND b (\\Seen) {3}\r\nabc\r\n",
+	"a APPEND {6}\r\nAPPEND {3+}\r\nabc {3}\r\nabc\r\n",
+	"a APPEND b UTF8 (~{3}\r\nabc)\r\n", "a RENAME {1}\r\na \"{5}\"\r\n", "a COPY 1 {3+}\r\nabc\r\n",
+	"a SEARCH CHARSET X {1}\r\na\r\n", "a\r\n", "a UID\r\n",
 	"a APPEND b CATENATE (URL \"x\" TEXT {3}\r\nabc)\r\n", "\r\n", "a LOGIN {1}\r\nu {1}\r\np\r\n",
 }
 
@@ -308,7 +321,8 @@ func FuzzCommand(f *testing.F) {
 }
 
 func BenchmarkCommand(b *testing.B) {
-	for _, text := range []string{"a1 NOOP\r\n", "a1 UID FETCH 1:* (FLAGS)\r\n", "a1 UID STORE 17 +FLAGS.SILENT (\\Seen)\r\n"} {
+	for _, text := range []string{"a1 NOOP\r\n", "a1 UID FETCH 1:* (FLAGS)\r\n",
+		"a1 UID STORE 17 +FLAGS.SILENT (\\Seen)\r\n"} {
 		line := []byte(text)
 		b.Run(strings.Fields(text)[1], func(b *testing.B) {
 			b.ReportAllocs()

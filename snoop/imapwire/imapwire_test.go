@@ -79,7 +79,8 @@ func FuzzScanner(f *testing.F) {
 
 // The reader never panics and never reads past the end.
 func FuzzReader(f *testing.F) {
-	for _, s := range []string{`(a "b\"c" {3}` + "\r\nabc)", `INBOX (\Seen) "01-Jan-2026 10:00:00 +0000" {3}`, "1:4,7,* +FLAGS (x)", "(((((", "(a 5\rb)"} {
+	for _, s := range []string{`(a "b\"c" {3}` + "\r\nabc)", `INBOX (\Seen) "01-Jan-2026 10:00:00 +0000" {3}`,
+		"1:4,7,* +FLAGS (x)", "(((((", "(a 5\rb)"} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -155,7 +156,8 @@ func TestMatchList(t *testing.T) {
 	for _, c := range []struct {
 		p, n string
 		want bool
-	}{{"*", "a/b", true}, {"%", "a/b", false}, {"%/%", "a/b", true}, {"a*b", "a/x/b", true}, {"a%b", "a/b", false}, {"", "", true}, {"INBOX", "INBOX", true}} {
+	}{{"*", "a/b", true}, {"%", "a/b", false}, {"%/%", "a/b", true}, {"a*b", "a/x/b", true}, {"a%b", "a/b", false}, {"",
+		"", true}, {"INBOX", "INBOX", true}} {
 		if MatchList(c.p, c.n, '/') != c.want {
 			t.Errorf("%q on %q", c.p, c.n)
 		}

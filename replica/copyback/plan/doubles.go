@@ -40,10 +40,10 @@ type doubles struct {
 // find goes from strong to weak evidence: what copy-back itself had put there is
 // no delivery of production's; what production moved keeps its flags.
 func (d *doubles) find() {
-	d.doubts(func(x row.Doubt) bool { return x.Box != 0 && !x.Moving })
+	d.doubts(func(x row.Doubt) bool { return x.Kind == row.DoubtAppend })
 	d.delivered()
 	d.moves()
-	d.doubts(func(x row.Doubt) bool { return x.Box == 0 || x.Moving })
+	d.doubts(func(x row.Doubt) bool { return x.Kind != row.DoubtAppend })
 }
 
 // drop makes a late message one that is removed.
@@ -89,7 +89,7 @@ func (d *doubles) twin(f Found) uint64 {
 // cutOff reports whether a message may be one that copy-back was putting there.
 func (m *merging) cutOff(uid uint32, doubts []row.Doubt) bool {
 	return slices.ContainsFunc(doubts, func(x row.Doubt) bool {
-		return x.Box == m.out.ID && !x.Moving &&
+		return x.Kind == row.DoubtAppend && x.Box == m.out.ID &&
 			slices.ContainsFunc(x.Refs, func(r row.Ref) bool { return slices.Contains(m.in.Found[uid].Refs, r) })
 	})
 }
@@ -123,27 +123,23 @@ func (d *doubles) moves() {
 func (d *doubles) doubts(of func(row.Doubt) bool) {
 	for _, x := range d.account.Doubts {
 		for _, m := range d.boxes {
-			if !of(x) || x.Box != m.out.ID && (x.Box != 0 || m.out.Name != x.To) {
+			if !of(x) || !x.Into(m.out.ID, m.out.Name) {
 				continue
 			}
 			for _, ref := range x.Refs {
-				keep := 0
-				if x.Moving {
-					keep = len(slices.DeleteFunc(slices.Clone(x.Refs), func(r row.Ref) bool { return r != ref }))
-				}
-				if like := m.lateLike(ref); len(like) > keep {
-					m.drop(like[0], whyDoubt(x), 0)
+				if like := m.lateLike(ref); len(like) > x.Copies(ref) {
+					m.drop(like[0], whyDoubt(x.Kind), 0)
 				}
 			}
 		}
 	}
 }
 
-func whyDoubt(x row.Doubt) Why {
-	switch {
-	case x.Moving:
+func whyDoubt(k row.DoubtKind) Why {
+	switch k {
+	case row.DoubtBehind:
 		return BothMoved
-	case x.Box != 0:
+	case row.DoubtAppend:
 		return CutOff
 	}
 	return Unanswered

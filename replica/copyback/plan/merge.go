@@ -61,7 +61,7 @@ func begin(in Mailbox, a Account) *merging {
 // unless they are such as clients have set.
 func (m *merging) clean(left []row.Doubt) {
 	for _, d := range left {
-		if d.Box != m.out.ID || d.Flag == "" {
+		if d.Kind != row.DoubtFlag || d.Box != m.out.ID {
 			continue
 		}
 		was := m.base[d.UIDs[0]]

@@ -7,8 +7,11 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"sync"
+	"slices"
+	"sync/atomic"
 	"time"
+
+	"understudy/proxy/seam"
 )
 
 // Pair names the PEM files of a certificate chain and its key.
@@ -20,8 +23,12 @@ type Pair struct{ Cert, Key string }
 type Certificates struct {
 	pairs []Pair
 	log   *slog.Logger
+	now   atomic.Pointer[loaded]
+	turn  seam.Turn // to read the files again; who finds it taken shows what is there
+}
 
-	mu      sync.Mutex
+// loaded is what was read of the pairs; it is replaced whole.
+type loaded struct {
 	checked time.Time
 	stamp   []time.Time
 	certs   []*tls.Certificate
@@ -31,68 +38,80 @@ const recheck = 10 * time.Second
 
 // LoadCertificates reads all pairs; each must be usable.
 func LoadCertificates(pairs []Pair, log *slog.Logger) (*Certificates, error) {
-	c := &Certificates{pairs: pairs, log: log, stamp: make([]time.Time, len(pairs)), certs: make([]*tls.Certificate, len(pairs))}
-	for i, p := range pairs {
-		if err := c.load(i, p); err != nil {
+	c := &Certificates{pairs: pairs, log: log, turn: seam.NewTurn()}
+	l := &loaded{}
+	for _, p := range pairs {
+		cert, stamp, err := p.load()
+		if err != nil {
 			return nil, err
 		}
+		l.certs, l.stamp = append(l.certs, cert), append(l.stamp, stamp)
 	}
+	c.now.Store(l)
 	return c, nil
 }
 
-func (c *Certificates) load(i int, p Pair) error {
+func (p Pair) load() (*tls.Certificate, time.Time, error) {
 	fi, err := os.Stat(p.Cert)
 	if err != nil {
-		return fmt.Errorf("certificate: %w", err)
+		return nil, time.Time{}, fmt.Errorf("certificate: %w", err)
 	}
 	cert, err := tls.LoadX509KeyPair(p.Cert, p.Key)
 	if err != nil {
-		return fmt.Errorf("certificate %s with key %s: %w", p.Cert, p.Key, err)
+		return nil, time.Time{}, fmt.Errorf("certificate %s with key %s: %w", p.Cert, p.Key, err)
 	}
 	if cert.Leaf == nil {
 		if cert.Leaf, err = x509.ParseCertificate(cert.Certificate[0]); err != nil {
-			return fmt.Errorf("certificate %s: %w", p.Cert, err)
+			return nil, time.Time{}, fmt.Errorf("certificate %s: %w", p.Cert, err)
 		}
 	}
-	c.certs[i], c.stamp[i] = &cert, fi.ModTime()
-	return nil
+	return &cert, fi.ModTime(), nil
 }
 
 // Leaves returns the certificates that are in use, for checks.
 func (c *Certificates) Leaves() []*x509.Certificate {
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	var out []*x509.Certificate
-	for _, cert := range c.certs {
+	for _, cert := range c.now.Load().certs {
 		out = append(out, cert.Leaf)
 	}
 	return out
 }
 
-func (c *Certificates) get(h *tls.ClientHelloInfo) (*tls.Certificate, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if time.Since(c.checked) > recheck {
-		c.checked = time.Now()
-		for i, p := range c.pairs {
-			if fi, err := os.Stat(p.Cert); err == nil && !fi.ModTime().Equal(c.stamp[i]) {
-				if err := c.load(i, p); err != nil {
-					c.log.Error("new certificate cannot be used; the old one stays", "err", err)
-				} else {
-					c.log.Info("certificate reloaded", "file", p.Cert, "expires", c.certs[i].Leaf.NotAfter)
-				}
-			}
-		}
+// fresh returns what is to be shown, read again if it is time.
+func (c *Certificates) fresh() *loaded {
+	old := c.now.Load()
+	if time.Since(old.checked) <= recheck || !c.turn.TryLock() {
+		return old
 	}
-	for _, cert := range c.certs {
+	defer c.turn.Unlock()
+	next := &loaded{time.Now(), slices.Clone(old.stamp), slices.Clone(old.certs)}
+	for i, p := range c.pairs {
+		if fi, err := os.Stat(p.Cert); err != nil || fi.ModTime().Equal(old.stamp[i]) {
+			continue
+		}
+		cert, stamp, err := p.load()
+		if err != nil {
+			c.log.Error("new certificate cannot be used; the old one stays", "err", err)
+			continue
+		}
+		next.certs[i], next.stamp[i] = cert, stamp
+		c.log.Info("certificate reloaded", "file", p.Cert, "expires", cert.Leaf.NotAfter)
+	}
+	c.now.Store(next)
+	return next
+}
+
+func (c *Certificates) get(h *tls.ClientHelloInfo) (*tls.Certificate, error) {
+	certs := c.fresh().certs
+	for _, cert := range certs {
 		if h.ServerName != "" && cert.Leaf.VerifyHostname(h.ServerName) == nil && h.SupportsCertificate(cert) == nil {
 			return cert, nil
 		}
 	}
-	if len(c.certs) == 0 {
+	if len(certs) == 0 {
 		return nil, errors.New("no certificate")
 	}
-	return c.certs[0], nil
+	return certs[0], nil
 }
 
 // Config is the TLS configuration of listeners.

@@ -69,8 +69,10 @@ func New(o Options) (*Proxy, error) {
 		startTLS = p.handshake
 	}
 	i, s := o.IMAP, o.SMTP
-	i.Gate, i.Target, i.NewSpool, i.StartTLS, i.PlainOK, i.Timeout, i.Log = o.Gate, o.Target, o.NewSpool, startTLS, o.PlainOK, o.Timeout, o.Log
-	s.Gate, s.Target, s.NewSpool, s.StartTLS, s.PlainOK, s.MaxMessage, s.Log = o.Gate, o.Target, o.NewSpool, startTLS, o.PlainOK, o.MaxMessage, o.Log
+	i.Gate, i.Target, i.NewSpool, i.StartTLS = o.Gate, o.Target, o.NewSpool, startTLS
+	i.PlainOK, i.Timeout, i.Log = o.PlainOK, o.Timeout, o.Log
+	s.Gate, s.Target, s.NewSpool, s.StartTLS = o.Gate, o.Target, o.NewSpool, startTLS
+	s.PlainOK, s.MaxMessage, s.Log = o.PlainOK, o.MaxMessage, o.Log
 	var err error
 	if p.imap, err = imap.New(i); err != nil {
 		return nil, err

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"understudy/replica"
+	"understudy/replica/delivery"
 	"understudy/replica/meta"
 	"understudy/replica/row"
 	"understudy/replica/store"
@@ -57,7 +58,7 @@ func TestM13_OldReplicaIsRefused(t *testing.T) {
 		"expire":  func() error { return old.Expire(ctx, h.ID) },
 		"deliver": func() error { return old.Deliver(ctx, h, "ada@d.test", []byte("Subject: x\r\n\r\nbody\r\n")) },
 		"land": func() error {
-			return old.Land(ctx, store.ByKeeper, replica.Landed{Account: "ada", Mailbox: "INBOX", Held: []row.Held{h}}, func(*store.Tx) error { return nil })
+			return old.Land(ctx, store.ByKeeper, delivery.Landed{Account: "ada", Mailbox: "INBOX", Held: []row.Held{h}}, func(*store.Tx) error { return nil })
 		},
 		"doubt":    func() error { return old.NoteDoubt(ctx, "ada", row.MoveDoubt("INBOX", "X", nil, 0)) },
 		"copying":  func() error { _, err := old.BeginCopy(ctx, "ada", row.AppendDoubt(1)); return err },

@@ -1,25 +1,28 @@
 // Package replica keeps the whole mail store of production: it opens the metadata
 // store (rows), the message store (bytes), the accounts (store) and the ledgers of
-// what is in flight (held deliveries, queued mail, doubts, routes and tasks), and
-// wires them together.
+// what is in flight, each in a package of its own, and wires them together.
 //
 // Implementation notes. Messages are stored before rows refer to them. A change of
 // a ledger that belongs to one of an account is staged into that account's batch:
-// of two batches the second could be lost. Lock order: heldMu before an account's
-// before mu.
+// of two batches the second could be lost. All batches go through Meta, which lets
+// none through once another replica has taken over. Order of what is waited for: a
+// message's turn (delivery), an account's turn (store), and mutexes, which are held
+// for maps alone.
 package replica
 
 import (
-	"encoding/json"
 	"errors"
-	"fmt"
 	"path/filepath"
-	"sync"
 
 	"understudy/replica/blob"
+	"understudy/replica/delivery"
+	"understudy/replica/doubt"
 	"understudy/replica/meta"
+	"understudy/replica/queue"
+	"understudy/replica/route"
 	"understudy/replica/row"
 	"understudy/replica/store"
+	"understudy/replica/task"
 )
 
 // Options of Open.
@@ -36,27 +39,22 @@ type Options struct {
 	Domains []string
 }
 
-// Replica is all of it.
+// Replica is all of it. What a part does is called on the part (r.Deliveries.Land), or
+// on the whole where somebody needs several.
 type Replica struct {
-	*store.Store
-	store.Acting
-	store.Wire
-	Meta  *meta.Handle // all that changes rows goes through it
+	*store.Store // accounts
+	store.Acting // their changes by the standby
+	store.Wire   // and those that the wire told
+
+	*delivery.Deliveries // held messages and twins
+	*delivery.Senders    // that were not answered
+	*doubt.Doubts
+	*queue.Queue // outbound
+	*route.Routes
+	*task.Tasks
+
+	Meta  *meta.Handle
 	Blobs *blob.Store
-
-	opt Options
-
-	heldMu sync.Mutex // changes of held deliveries
-
-	mu      sync.Mutex
-	held    map[uint64]*row.Held
-	holding map[chan struct{}]struct{} // holds under way
-	routes  map[string]row.Route
-	twins   map[uint64]row.Twin
-	answers *answers
-	intents *journal[intent]
-	nextID  uint64
-	bells   bells
 }
 
 // Open opens or makes the replica in a directory.
@@ -72,81 +70,49 @@ func Open(o Options) (*Replica, error) {
 	}
 	m := meta.NewHandle(o.Meta)
 	st := store.New(store.Options{Meta: m, Primary: o.Primary, FoldCase: o.FoldCase})
-	s := &Replica{Store: st, Acting: st.Acting(), Wire: st.Wire(), Meta: m, Blobs: blobs, opt: o,
-		held: map[uint64]*row.Held{}, holding: map[chan struct{}]struct{}{}, routes: map[string]row.Route{}, twins: map[uint64]row.Twin{}, bells: newBells()}
-	if err := m.View(s.load); err != nil {
-		return nil, errors.Join(err, s.Close())
+	r := &Replica{Store: st, Acting: st.Acting(), Wire: st.Wire(), Meta: m, Blobs: blobs,
+		Queue: queue.New(m), Routes: route.New(st, o.Domains), Tasks: task.New(m)}
+	r.Deliveries = delivery.New(delivery.Options{Rows: m, Accounts: st, Messages: blobs, Routes: r.Routes, Primary: o.Primary})
+	if err := m.View(r.Load); err != nil {
+		return nil, errors.Join(err, r.Close())
 	}
-	if s.answers, err = openAnswers(o.Dir); err != nil {
-		return nil, errors.Join(err, s.Close())
+	if r.Senders, err = delivery.OpenSenders(o.Dir); err != nil {
+		return nil, errors.Join(err, r.Close())
 	}
-	if err := s.openIntents(); err != nil {
-		return nil, errors.Join(err, s.Close())
+	if r.Doubts, err = doubt.Open(o.Dir, m, st); err != nil {
+		return nil, errors.Join(err, r.Close())
 	}
-	return s, nil
+	return r, nil
 }
 
-// Close closes both stores.
-func (s *Replica) Close() error {
-	err := errors.Join(s.Meta.Close(), s.Blobs.Close())
-	if s.answers != nil {
-		err = errors.Join(err, s.answers.f.Close())
+// Load reads everything that is in memory of the rows anew, as after a change of
+// leadership; the epoch, too.
+func (r *Replica) Load(sn meta.Snap) error {
+	for _, load := range []func(meta.Snap) error{r.Meta.Load, r.Store.Load, r.Routes.Load, r.Deliveries.Load, r.Queue.Load} {
+		if err := load(sn); err != nil {
+			return err
+		}
 	}
-	if s.intents != nil {
-		err = errors.Join(err, s.intents.f.Close())
+	return nil
+}
+
+// Close closes both stores and the journals.
+func (r *Replica) Close() error {
+	err := errors.Join(r.Meta.Close(), r.Blobs.Close())
+	if r.Senders != nil {
+		err = errors.Join(err, r.Senders.Close())
+	}
+	if r.Doubts != nil {
+		err = errors.Join(err, r.Doubts.Close())
 	}
 	return err
 }
 
-func (s *Replica) load(sn meta.Snap) error {
-	if err := errors.Join(s.Meta.Load(sn), s.Load(sn)); err != nil {
-		return err
-	}
-	for _, v := range sn.Scan(meta.Range(meta.Held())) {
-		h := &row.Held{}
-		if err := json.Unmarshal(v, h); err != nil {
-			return fmt.Errorf("held delivery row: %w", err)
-		}
-		if next, _, ok := h.Step(row.HeldHappened{Event: row.HeldRestarted, By: row.ByLoad}); ok {
-			h = &next
-		}
-		s.held[h.ID] = h
-		s.nextID = max(s.nextID, h.ID)
-	}
-	for _, v := range sn.Scan(meta.Range(meta.Twins())) {
-		var w row.Twin
-		if err := json.Unmarshal(v, &w); err != nil {
-			return fmt.Errorf("twin row: %w", err)
-		}
-		s.twins[w.ID] = w
-		s.nextID = max(s.nextID, w.ID)
-	}
-	for k := range sn.Scan(meta.Range(meta.Queue())) {
-		s.nextID = max(s.nextID, meta.QueueID(k))
-	}
-	for _, v := range sn.Scan(meta.Range(meta.Routes())) {
-		var r row.Route
-		if err := json.Unmarshal(v, &r); err != nil {
-			return fmt.Errorf("route row: %w", err)
-		}
-		s.routes[r.Recipient] = r
-	}
-	return sn.Err()
-}
-
 // Message reads the bytes of a message.
-func (s *Replica) Message(ref row.Ref) ([]byte, error) { return s.Blobs.Get(ref) }
+func (r *Replica) Message(ref row.Ref) ([]byte, error) { return r.Blobs.Get(ref) }
 
 // PutMessage stores the bytes of a message, durably.
-func (s *Replica) PutMessage(b []byte) (row.Ref, error) { return s.Blobs.Put(b) }
+func (r *Replica) PutMessage(b []byte) (row.Ref, error) { return r.Blobs.Put(b) }
 
 // Code names an error as an IMAP response code.
-func (s *Replica) Code(err error) string { return store.Code(err) }
-
-func putJSON(b *meta.Batch, key []byte, v any) {
-	text, err := json.Marshal(v)
-	if err != nil {
-		panic(err) // plain structs of ours
-	}
-	b.Put(key, text)
-}
+func (r *Replica) Code(err error) string { return store.Code(err) }

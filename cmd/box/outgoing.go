@@ -127,7 +127,7 @@ func (o *outgoing) untilOwed(again *alarm, soon time.Time) {
 
 // untilDue looks again when the next message of the queue is due.
 func (o *outgoing) untilDue(again *alarm, soon time.Time) {
-	queue, err := o.store.Queue()
+	queue, err := o.store.Queued()
 	if err != nil {
 		again.by(soon)
 	}

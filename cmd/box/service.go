@@ -37,7 +37,7 @@ func (v *service) Status() (api.Status, error) {
 	duties := st.Duties()
 	s := api.Status{Phase: string(st.Phase), Since: st.Since, Why: st.Why, Epoch: st.Epoch,
 		Mode: v.cfg.Failover.Mode, Asked: st.Asked, Held: v.store.HeldCount(),
-		Seeded: duties.Complete || v.seeded(), Routes: len(v.store.Routes())}
+		Seeded: duties.Complete || v.seeded(), Routes: len(v.store.AllRoutes())}
 	s.Health = v.judge.verdict()
 	s.Answering = duties.Answering
 	if st.Mixed {
@@ -63,7 +63,7 @@ func (v *service) Status() (api.Status, error) {
 			s.Messages += m.Messages
 		}
 	}
-	q, err := v.store.Queue()
+	q, err := v.store.Queued()
 	if err != nil {
 		return s, err
 	}
@@ -125,13 +125,13 @@ func (v *service) Accounts() ([]api.Account, error) {
 }
 
 // Tasks implements api.Service.
-func (v *service) Tasks(job string) ([]row.Task, error) { return v.store.Tasks(job) }
+func (v *service) Tasks(job string) ([]row.Task, error) { return v.store.TasksOf(job) }
 
 // Losses implements api.Service.
 func (v *service) Losses() (row.Loss, error) { return v.losses.Last(), nil }
 
 // Routes implements api.Service.
-func (v *service) Routes() ([]row.Route, error) { return v.store.Routes(), nil }
+func (v *service) Routes() ([]row.Route, error) { return v.store.AllRoutes(), nil }
 
 // Fingerprint implements api.Service.
 func (v *service) Fingerprint(account string) ([]string, error) {

@@ -106,7 +106,8 @@ func (s *session) markSeen(c *command, idx []int) map[uint32]bool {
 	if len(uids) == 0 {
 		return changed
 	}
-	if _, err := s.opt.Store.SetFlags(s.work, s.User, row.FlagChange{Mailbox: s.sel.id, UIDs: uids, Op: row.Add, Flags: []string{`\Seen`}}); err != nil {
+	if _, err := s.opt.Store.SetFlags(s.work, s.User, row.FlagChange{Mailbox: s.sel.id, UIDs: uids, Op: row.Add,
+		Flags: []string{`\Seen`}}); err != nil {
 		s.fail(c, err)
 		return nil
 	}

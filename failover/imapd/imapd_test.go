@@ -14,9 +14,12 @@ import (
 	"understudy/replica/row"
 )
 
-const nested = "From: \"Ada, L.\" <ada@d.test>, Group: b@d.test, (c) c@d.test;\r\nTo: <@relay:d@d.test>\r\nSubject: =?utf-8?q?Gr=C3=BC=C3=9Fe?= \"x\"\r\n" +
-	"Date: Mon, 02 Nov 2026 10:00:00 +0100\r\nMessage-ID: <n@d.test>\r\nMIME-Version: 1.0\r\nContent-Type: multipart/mixed; boundary=\"b 1\"\r\n\r\npreamble\r\n" +
-	"--b 1\r\nContent-Type: text/plain; charset=iso-8859-1\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\nna=EFve text\r\n" +
+const nested = "From: \"Ada, L.\" <ada@d.test>, Group: b@d.test, (c) c@d.test;\r\nTo: <@relay:d@d.test>\r\n" +
+	"Subject: =?utf-8?q?Gr=C3=BC=C3=9Fe?= \"x\"\r\n" +
+	"Date: Mon, 02 Nov 2026 10:00:00 +0100\r\nMessage-ID: <n@d.test>\r\nMIME-Version: 1.0\r\nContent-Type: " +
+	"multipart/mixed; boundary=\"b 1\"\r\n\r\npreamble\r\n" +
+	"--b 1\r\nContent-Type: text/plain; charset=iso-8859-1\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\n" +
+	"na=EFve text\r\n" +
 	"--b 1\r\nContent-Type: message/rfc822\r\n\r\nSubject: inner\r\nFrom: i@d.test\r\n\r\ninner body\r\n--b 1--\r\n"
 
 func server(t testing.TB) (*replica.Replica, *imapd.Server) {
@@ -35,12 +38,14 @@ func server(t testing.TB) (*replica.Replica, *imapd.Server) {
 			t.Fatal(err)
 		}
 	}
-	for i, text := range []string{nested, "Subject: two\r\n\r\nsecond\r\n", "broken header\r\nSubject: three\r\n\r\nx"} {
+	for i, text := range []string{nested, "Subject: two\r\n\r\nsecond\r\n",
+		"broken header\r\nSubject: three\r\n\r\nx"} {
 		ref, err := s.PutMessage([]byte(text))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, _, err := s.Append(ctx, "u", "INBOX", []row.New{{Ref: ref, Date: time.Date(2026, 1, 1+i, 0, 0, 0, 0, time.UTC)}}); err != nil {
+		if _, _, err := s.Append(ctx, "u", "INBOX", []row.New{{Ref: ref,
+			Date: time.Date(2026, 1, 1+i, 0, 0, 0, 0, time.UTC)}}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -114,9 +119,14 @@ func TestSession(t *testing.T) {
 		{"ID NIL", "* ID", "a OK"},
 		{"NAMESPACE", `(("" "/"))`},
 		{"SELECT INBOX", "* 3 EXISTS", "[UIDVALIDITY ", "[UIDNEXT 4]", "[HIGHESTMODSEQ ", "[READ-WRITE]"},
-		{"FETCH 1 (ENVELOPE)", `(("Ada, L." NIL "ada" "d.test")(NIL NIL "Group" NIL)(NIL NIL "b" "d.test")(NIL NIL "c" "d.test")(NIL NIL NIL NIL))`, "{31}\r\n=?utf-8?q?Gr=C3=BC=C3=9Fe?= \"x\"", `((NIL "@relay" "d" "d.test"))`},
-		{"FETCH 1 BODYSTRUCTURE", `("text" "plain" ("charset" "iso-8859-1") NIL NIL "quoted-printable" 12 0 NIL NIL NIL NIL)`, `("message" "rfc822"`, `"inner"`, `"mixed" ("boundary" "b 1")`},
-		{"FETCH 1 (BODY.PEEK[1] BODY.PEEK[2.1] BODY.PEEK[2.HEADER] BODY.PEEK[1.MIME])", "na=EFve text", "inner body", "Subject: inner"},
+		{"FETCH 1 (ENVELOPE)",
+			`(("Ada, L." NIL "ada" "d.test")(NIL NIL "Group" NIL)(NIL NIL "b" "d.test")(NIL NIL "c" "d.test")` +
+				`(NIL NIL NIL NIL))`, "{31}\r\n=?utf-8?q?Gr=C3=BC=C3=9Fe?= \"x\"", `((NIL "@relay" "d" "d.test"))`},
+		{"FETCH 1 BODYSTRUCTURE",
+			`("text" "plain" ("charset" "iso-8859-1") NIL NIL "quoted-printable" 12 0 NIL NIL NIL NIL)`,
+			`("message" "rfc822"`, `"inner"`, `"mixed" ("boundary" "b 1")`},
+		{"FETCH 1 (BODY.PEEK[1] BODY.PEEK[2.1] BODY.PEEK[2.HEADER] BODY.PEEK[1.MIME])", "na=EFve text", "inner body",
+			"Subject: inner"},
 		{"FETCH 1 BODY.PEEK[HEADER.FIELDS (SUBJECT)]", "BODY[HEADER.FIELDS (SUBJECT)]", "Subject: =?utf"},
 		{"FETCH 2 BODY.PEEK[]<5:3>", "BAD"},
 		{"FETCH 2 BODY.PEEK[]<5.3>", "BODY[]<5> {3}", "ct:"},
@@ -202,7 +212,9 @@ func TestN27_TwoSessions(t *testing.T) {
 
 // No bytes of a client make a session panic, whatever its state.
 func FuzzSession(f *testing.F) {
-	for _, s := range []string{"a FETCH 1:* (BODY[] ENVELOPE BODYSTRUCTURE)\r\n", "a SEARCH OR (1 NOT 2) BODY x\r\n", "a APPEND INBOX {3+}\r\nabc\r\n", "a IDLE\r\nDONE\r\n", "a LIST (SUBSCRIBED) \"\" (a %) RETURN (STATUS (SIZE))\r\n"} {
+	for _, s := range []string{"a FETCH 1:* (BODY[] ENVELOPE BODYSTRUCTURE)\r\n", "a SEARCH OR (1 NOT 2) BODY x\r\n",
+		"a APPEND INBOX {3+}\r\nabc\r\n", "a IDLE\r\nDONE\r\n",
+		"a LIST (SUBSCRIBED) \"\" (a %) RETURN (STATUS (SIZE))\r\n"} {
 		f.Add([]byte(s), true)
 		f.Add([]byte(s), false)
 	}

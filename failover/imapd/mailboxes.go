@@ -172,7 +172,8 @@ func (s *session) list(c *command) {
 		if !l.matches(m, sep) {
 			continue
 		}
-		s.line("* %s %s %s %s", c.Verb, imapwire.FormatFlags(l.attrs(m, boxes, sep)), sepString(sep), imapwire.AString(m.Name))
+		s.line("* %s %s %s %s", c.Verb, imapwire.FormatFlags(l.attrs(m, boxes, sep)), sepString(sep),
+			imapwire.AString(m.Name))
 		if l.tellStatus && !m.NoSelect {
 			s.statusLine(m.Name, l.items)
 		}

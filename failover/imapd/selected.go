@@ -94,7 +94,8 @@ func (s *session) selectBox(c *command) {
 		s.no(c, "[NONEXISTENT] Mailbox cannot be selected")
 		return
 	}
-	b := &selected{id: sn.ID, name: sn.Name, readOnly: c.Verb == imapwire.Examine, view: slices.Clone(sn.Rows), told: sn, keywords: map[string]bool{}}
+	b := &selected{id: sn.ID, name: sn.Name, readOnly: c.Verb == imapwire.Examine, view: slices.Clone(sn.Rows),
+		told: sn, keywords: map[string]bool{}}
 	for _, m := range sn.Rows {
 		b.note(m.Flags)
 	}
@@ -328,7 +329,8 @@ func (s *session) copy(c *command) {
 	if s.bad(c) || move && !s.writable(c) {
 		return
 	}
-	got, err := s.opt.Store.Copy(s.work, s.User, row.CopyCmd{From: s.sel.id, UIDs: s.sel.uids(idx), To: a.Target, Move: move})
+	what := row.CopyCmd{From: s.sel.id, UIDs: s.sel.uids(idx), To: a.Target, Move: move}
+	got, err := s.opt.Store.Copy(s.work, s.User, what)
 	if err != nil {
 		if code := s.opt.Store.Code(err); code == "NONEXISTENT" {
 			s.no(c, "[TRYCREATE] Mailbox doesn't exist: %s", oneLine(a.Target))
@@ -339,7 +341,8 @@ func (s *session) copy(c *command) {
 	}
 	code := ""
 	if len(got.Src) > 0 {
-		code = fmt.Sprintf("[COPYUID %d %s %s] ", got.UIDValidity, imapwire.FormatOrdered(got.Src), imapwire.FormatOrdered(got.Dst))
+		code = fmt.Sprintf("[COPYUID %d %s %s] ", got.UIDValidity, imapwire.FormatOrdered(got.Src),
+			imapwire.FormatOrdered(got.Dst))
 	}
 	if move {
 		if code != "" {

@@ -56,7 +56,8 @@ type Writer interface {
 
 // Caps is what the standby does exactly, and so all that clients are ever
 // shown, from production too.
-var caps = []string{"IMAP4rev1", "SASL-IR", "LITERAL+", "ID", "ENABLE", "IDLE", "NAMESPACE", "UIDPLUS", "MOVE", "UNSELECT",
+var caps = []string{"IMAP4rev1", "SASL-IR", "LITERAL+", "ID", "ENABLE", "IDLE", "NAMESPACE", "UIDPLUS", "MOVE",
+	"UNSELECT",
 	"CHILDREN", "SPECIAL-USE", "LIST-EXTENDED", "LIST-STATUS", "ESEARCH", "STATUS=SIZE", "CONDSTORE"}
 
 // Caps returns the capabilities of an authenticated session.
@@ -127,7 +128,8 @@ func (e errBye) Error() string { return e.text }
 
 // ServeConn serves an authenticated session until its end. It closes nothing.
 func (s *Server) ServeConn(ctx context.Context, conn net.Conn, in Session) error {
-	ses := &session{Server: s, Session: in, ctx: ctx, work: context.WithoutCancel(ctx), conn: conn, br: bufio.NewReaderSize(conn, imapwire.MaxLine+4096), w: bufio.NewWriterSize(conn, 32<<10)}
+	ses := &session{Server: s, Session: in, ctx: ctx, work: context.WithoutCancel(ctx), conn: conn,
+		br: bufio.NewReaderSize(conn, imapwire.MaxLine+4096), w: bufio.NewWriterSize(conn, 32<<10)}
 	if ses.Caps == nil {
 		ses.Caps = Caps()
 	}

@@ -29,7 +29,7 @@ var (
 // Flush sends all outbound mail that is due, and returns how much is left. A
 // message is taken off the queue after the relay's 250.
 func (s *Server) Flush(ctx context.Context, r Relay, now time.Time) (left int, err error) {
-	all, err := s.opt.Store.Queue()
+	all, err := s.opt.Store.Queued()
 	if err != nil {
 		return 0, err
 	}
@@ -96,9 +96,11 @@ func (s *Server) Inject(ctx context.Context, r Relay, due func(row.Held) bool) e
 			s.opt.Log.Info("a message was given to production", "held", h.ID, "was", h.State, "arrived", h.Arrived)
 			err = s.opt.Store.Given(ctx, h.ID)
 		case errors.Is(err, errUnknown):
-			err = errors.Join(fmt.Errorf("give held message %d to production: %w", h.ID, err), s.opt.Store.GivingLost(ctx, h.ID))
+			err = errors.Join(fmt.Errorf("give held message %d to production: %w", h.ID, err),
+				s.opt.Store.GivingLost(ctx, h.ID))
 		default:
-			err = errors.Join(fmt.Errorf("give held message %d to production: %w", h.ID, err), s.opt.Store.NotGiven(ctx, h.ID))
+			err = errors.Join(fmt.Errorf("give held message %d to production: %w", h.ID, err),
+				s.opt.Store.NotGiven(ctx, h.ID))
 		}
 		if errors.Is(err, errPermanent) {
 			s.refused[h.ID] = time.Now()

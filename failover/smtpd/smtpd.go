@@ -36,7 +36,7 @@ type Store interface {
 	Message(ref row.Ref) ([]byte, error)
 	Enqueue(ctx context.Context, q row.Queued) (row.Queued, error)
 	Dequeue(ctx context.Context, id uint64) error
-	Queue() ([]row.Queued, error)
+	Queued() ([]row.Queued, error)
 }
 
 // Options of New.
@@ -98,7 +98,8 @@ func (c *Session) Hello(name string, esmtp bool) smtpwire.Reply {
 	if !esmtp {
 		return reply(250, "%s", c.s.opt.Hostname)
 	}
-	return smtpwire.Reply{Code: 250, Lines: []string{c.s.opt.Hostname, "PIPELINING", fmt.Sprintf("SIZE %d", c.s.opt.MaxSize),
+	return smtpwire.Reply{Code: 250, Lines: []string{c.s.opt.Hostname, "PIPELINING",
+		fmt.Sprintf("SIZE %d", c.s.opt.MaxSize),
 		"AUTH PLAIN LOGIN", "ENHANCEDSTATUSCODES", "8BITMIME", "SMTPUTF8", "DSN"}}
 }
 
@@ -207,7 +208,8 @@ func (c *Session) Finish() smtpwire.Reply {
 	}
 	now := time.Now()
 	if len(c.remote) > 0 {
-		if _, err := c.s.opt.Store.Enqueue(c.ctx, row.Queued{From: c.from, Rcpts: c.remote, Ref: ref, Arrived: now, Next: now}); err != nil {
+		if _, err := c.s.opt.Store.Enqueue(c.ctx, row.Queued{From: c.from, Rcpts: c.remote, Ref: ref, Arrived: now,
+			Next: now}); err != nil {
 			c.s.opt.Log.Error("queue outbound mail", "err", err)
 			return reply(451, "4.3.0 Queue failed")
 		}
@@ -232,7 +234,8 @@ func (s *Server) deliver(ctx context.Context, h row.Held, via string) (left int)
 		return len(h.Rcpts)
 	}
 	for _, rcpt := range h.Rcpts {
-		head := fmt.Sprintf("Return-Path: <%s>\r\nDelivered-To: %s\r\nReceived: %s\r\n\tby %s with ESMTP id %s\r\n\tfor <%s>; %s\r\n",
+		head := fmt.Sprintf("Return-Path: <%s>\r\nDelivered-To: %s\r\nReceived: %s\r\n\tby %s with ESMTP id %s\r\n"+
+			"\tfor <%s>; %s\r\n",
 			h.From, rcpt, via, s.opt.Hostname, h.Ref.String()[:12], rcpt, h.Arrived.Format(time.RFC1123Z))
 		if err := s.opt.Store.Deliver(ctx, h, rcpt, append([]byte(head), orig...)); err != nil {
 			s.opt.Log.Info("message stays held", "held", h.ID, "err", err)

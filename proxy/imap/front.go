@@ -191,7 +191,8 @@ func (f *front) deny(ctx context.Context, tag, text string) error {
 	return f.invalid(tag + " NO " + text)
 }
 
-func (f *front) enterStandby(ctx context.Context, tag string, l seam.Login, lease seam.Lease) (func(context.Context), error) {
+func (f *front) enterStandby(ctx context.Context, tag string, l seam.Login,
+	lease seam.Lease) (func(context.Context), error) {
 	account, err := f.srv.opt.Standby.Authenticate(ctx, l)
 	if errors.Is(err, seam.ErrDenied) {
 		lease.Release()
@@ -228,7 +229,8 @@ func (b *buffered) Read(p []byte) (int, error) {
 	return b.Conn.Read(p)
 }
 
-func (f *front) enterProduction(ctx context.Context, tag string, l seam.Login, lease seam.Lease) (func(context.Context), error) {
+func (f *front) enterProduction(ctx context.Context, tag string, l seam.Login,
+	lease seam.Lease) (func(context.Context), error) {
 	t := f.srv.opt.Target
 	dctx, cancel := upstream.LeaseContext(ctx, lease)
 	defer cancel()
@@ -265,7 +267,8 @@ func (f *front) enterProduction(ctx context.Context, tag string, l seam.Login, l
 }
 
 // begin hands over to the pumps after production's OK.
-func (f *front) begin(ctx context.Context, tag string, l seam.Login, up *upstream.IMAP, lease seam.Lease) (func(context.Context), error) {
+func (f *front) begin(ctx context.Context, tag string, l seam.Login, up *upstream.IMAP,
+	lease seam.Lease) (func(context.Context), error) {
 	account, err := f.srv.opt.Logins.LoggedIn(ctx, l)
 	if err != nil {
 		lease.Release()

@@ -65,7 +65,8 @@ type Changes interface {
 	Unanswered(account string, d row.Doubt)
 	// Outcome finds out whether a command that was not answered was done, and
 	// returns the response code of its OK. production tells who is asked.
-	Outcome(ctx context.Context, account string, ex *imapsession.Exchange, production bool) (code string, done bool, err error)
+	Outcome(ctx context.Context, account string, ex *imapsession.Exchange,
+		production bool) (code string, done bool, err error)
 }
 
 // Mailboxes is told of what mailboxes got from elsewhere.
@@ -141,7 +142,8 @@ func New(o Options) (*Server, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Server{opt: o, again: make(chan struct{}, maxRelogins), turns: make(chan struct{}, maxTurns), banner: login.NewBanner(o.Caps)}, nil
+	return &Server{opt: o, again: make(chan struct{}, maxRelogins), turns: make(chan struct{}, maxTurns),
+		banner: login.NewBanner(o.Caps)}, nil
 }
 
 // Greet gives what was learned earlier, so that it is shown before production

@@ -23,7 +23,8 @@ type Banner struct {
 
 // NewBanner shows these capabilities after login until production's are known.
 func NewBanner(caps seam.Caps) *Banner {
-	return &Banner{changed: make(chan struct{}, 1), text: unknown, auth: seam.Caps{"AUTH=PLAIN", "AUTH=LOGIN"}, caps: caps}
+	return &Banner{changed: make(chan struct{}, 1), text: unknown, auth: seam.Caps{"AUTH=PLAIN", "AUTH=LOGIN"},
+		caps: caps}
 }
 
 // Learn keeps production's greeting and mechanisms for later clients: text without

@@ -32,11 +32,14 @@ func TestSASL(t *testing.T) {
 	}{
 		{"initial response", "PLAIN", b64("\x00anna\x00p w"), nil, "", anna, true},
 		{"asked for", "PLAIN", "-", []string{b64("\x00anna\x00p w")}, "[]", anna, true},
-		{"as somebody else", "PLAIN", b64("anna\x00master\x00pw"), nil, "", seam.Login{User: "anna", AuthUser: "master", Password: "pw"}, true},
+		{"as somebody else", "PLAIN", b64("anna\x00master\x00pw"), nil, "",
+			seam.Login{User: "anna", AuthUser: "master", Password: "pw"}, true},
 		{"LOGIN", "LOGIN", "-", []string{b64("anna"), b64("p w")}, "[VXNlcm5hbWU6 UGFzc3dvcmQ6]", anna, true},
 		{"LOGIN with the name at once", "LOGIN", b64("anna"), []string{b64("p w")}, "[UGFzc3dvcmQ6]", anna, true},
-		{"XOAUTH2", "XOAUTH2", b64(xoauth), nil, "", seam.Login{User: "anna", AuthUser: "anna", Mechanism: "XOAUTH2", Response: []byte(xoauth)}, true},
-		{"OAUTHBEARER", "OAUTHBEARER", "-", []string{b64(bearer)}, "[]", seam.Login{User: "anna", AuthUser: "anna", Mechanism: "OAUTHBEARER", Response: []byte(bearer)}, true},
+		{"XOAUTH2", "XOAUTH2", b64(xoauth), nil, "", seam.Login{User: "anna", AuthUser: "anna", Mechanism: "XOAUTH2",
+			Response: []byte(xoauth)}, true},
+		{"OAUTHBEARER", "OAUTHBEARER", "-", []string{b64(bearer)}, "[]",
+			seam.Login{User: "anna", AuthUser: "anna", Mechanism: "OAUTHBEARER", Response: []byte(bearer)}, true},
 		{"empty initial response", "PLAIN", "=", nil, "", seam.Login{}, false},
 		{"cancelled", "PLAIN", "-", []string{"*"}, "[]", seam.Login{}, false},
 		{"no base64", "PLAIN", "-", []string{"a b"}, "[]", seam.Login{}, false},
@@ -44,7 +47,8 @@ func TestSASL(t *testing.T) {
 		{"NUL in the password", "LOGIN", b64("anna"), []string{b64("p\x00w")}, "[UGFzc3dvcmQ6]", seam.Login{}, false},
 		{"no user in a token", "XOAUTH2", b64("auth=Bearer t\x01\x01"), nil, "", seam.Login{}, false},
 		{"no user in a bearer token", "OAUTHBEARER", b64("n,,\x01auth=Bearer t\x01\x01"), nil, "", seam.Login{}, false},
-		{"something else in place of the user", "OAUTHBEARER", b64("n,host=x,\x01auth=Bearer t\x01\x01"), nil, "", seam.Login{}, false},
+		{"something else in place of the user", "OAUTHBEARER", b64("n,host=x,\x01auth=Bearer t\x01\x01"), nil, "",
+			seam.Login{}, false},
 		{"other mechanism", "CRAM-MD5", "-", nil, "", seam.Login{}, false},
 	} {
 		answers, challenges := slices.Clone(c.answers), []string{}
@@ -64,7 +68,8 @@ func TestSASL(t *testing.T) {
 		if c.ok && (err != nil || !reflect.DeepEqual(got, c.want)) || !c.ok && !errors.Is(err, imapwire.ErrSyntax) {
 			t.Errorf("%s: %+v, %v", c.name, got, err)
 		}
-		if asked := fmt.Sprint(challenges); c.challenges != "" && asked != c.challenges || c.challenges == "" && len(challenges) > 0 {
+		if asked := fmt.Sprint(challenges); c.challenges != "" && asked != c.challenges || c.challenges == "" &&
+			len(challenges) > 0 {
 			t.Errorf("%s: asked %s", c.name, asked)
 		}
 	}
@@ -96,7 +101,8 @@ func TestNew(t *testing.T) {
 		{"", "anna", "p\nw", true},
 	} {
 		l, err := New(c.authz, c.user, c.pass)
-		if (err == nil) != c.ok || c.ok && (l.AuthUser != c.user || l.Password != c.pass || c.authz == "" && l.User != c.user) {
+		if (err == nil) != c.ok || c.ok && (l.AuthUser != c.user || l.Password != c.pass || c.authz == "" &&
+			l.User != c.user) {
 			t.Errorf("%.20q %.20q %.20q: %v", c.authz, c.user, c.pass, err)
 		}
 	}
@@ -140,7 +146,8 @@ func TestLineRefuses(t *testing.T) {
 		{"binary literal", " anna ~{2}", "", ErrTooLong},
 		{"many literals", " {0+}", strings.Repeat(" {0+}\r\n", 10_000), ErrTooLong},
 		{"cut literal", " anna {4}", "p", io.ErrUnexpectedEOF},
-		{"long line behind a literal", " anna {1}", "p" + strings.Repeat("x", MaxLine+1) + "\r\n", smtpwire.ErrLineTooLong},
+		{"long line behind a literal", " anna {1}", "p" + strings.Repeat("x", MaxLine+1) + "\r\n",
+			smtpwire.ErrLineTooLong},
 	} {
 		if l, err := Line(c.text, bufio.NewReader(strings.NewReader(c.rest)), func() {}); !errors.Is(err, c.want) {
 			t.Errorf("%s: %+v, %v", c.name, l, err)
@@ -150,18 +157,21 @@ func TestLineRefuses(t *testing.T) {
 
 func TestBanner(t *testing.T) {
 	b := NewBanner(seam.Caps{"IMAP4rev1", "MOVE"})
-	if g := b.Show(); b.Known() || g.Text != "ready." || !slices.Equal(g.Auth, []string{"AUTH=PLAIN", "AUTH=LOGIN"}) || !slices.Equal(g.Caps, []string{"IMAP4rev1", "MOVE"}) {
+	if g := b.Show(); b.Known() || g.Text != "ready." || !slices.Equal(g.Auth, []string{"AUTH=PLAIN", "AUTH=LOGIN"}) ||
+		!slices.Equal(g.Caps, []string{"IMAP4rev1", "MOVE"}) {
 		t.Errorf("before anything was learned: %+v", g)
 	}
 	b.Learn("mail \x07ready\r\n* BYE", seam.Caps{"IMAP4rev1", "auth=plain", "AUTH=GSSAPI", "AUTH=XOAUTH2"})
 	b.LearnCaps(seam.Caps{"IMAP4rev1"})
 	g := b.Show()
-	if !b.Known() || g.Text != "mail ready* BYE" || !slices.Equal(g.Auth, []string{"AUTH=PLAIN", "AUTH=XOAUTH2"}) || !slices.Equal(g.Caps, []string{"IMAP4rev1"}) {
+	if !b.Known() || g.Text != "mail ready* BYE" || !slices.Equal(g.Auth, []string{"AUTH=PLAIN", "AUTH=XOAUTH2"}) ||
+		!slices.Equal(g.Caps, []string{"IMAP4rev1"}) {
 		t.Errorf("learned %+v", g)
 	}
 	g.Auth[0], g.Caps[0] = "", "" // the copy is the caller's
 	b.Learn("", seam.Caps{"AUTH=GSSAPI"})
-	if again := b.Show(); again.Text != "mail ready* BYE" || again.Auth[0] != "AUTH=PLAIN" || again.Caps[0] != "IMAP4rev1" {
+	if again := b.Show(); again.Text != "mail ready* BYE" || again.Auth[0] != "AUTH=PLAIN" ||
+		again.Caps[0] != "IMAP4rev1" {
 		t.Errorf("what says nothing changes %+v", again)
 	}
 }

@@ -19,7 +19,8 @@ const (
 // New refuses what SASL PLAIN cannot carry.
 func New(authz, user, pass string) (seam.Login, error) {
 	control := func(r rune) bool { return r < 0x20 || r == 0x7f }
-	if user == "" || len(user)+len(authz) > maxUser || len(pass) > maxPassword || strings.ContainsFunc(authz+user, control) ||
+	if user == "" || len(user)+len(authz) > maxUser || len(pass) > maxPassword ||
+		strings.ContainsFunc(authz+user, control) ||
 		strings.ContainsRune(pass, 0) {
 		return seam.Login{}, fmt.Errorf("%w: user name or password", imapwire.ErrSyntax)
 	}

@@ -127,3 +127,13 @@ func (t Turn) Lock() { t <- struct{}{} }
 
 // Unlock implements sync.Locker.
 func (t Turn) Unlock() { <-t }
+
+// TryLock takes the turn if nobody has it, and reports whether it did.
+func (t Turn) TryLock() bool {
+	select {
+	case t <- struct{}{}:
+		return true
+	default:
+		return false
+	}
+}

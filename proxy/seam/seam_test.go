@@ -16,7 +16,8 @@ func TestSASL(t *testing.T) {
 	}{
 		{"own password", Login{User: "anna", AuthUser: "anna", Password: "p w"}, "PLAIN", "\x00anna\x00p w"},
 		{"as somebody else", Login{User: "anna", AuthUser: "master", Password: "pw"}, "PLAIN", "anna\x00master\x00pw"},
-		{"token", Login{User: "anna", AuthUser: "anna", Mechanism: "XOAUTH2", Response: []byte("user=anna\x01")}, "XOAUTH2", "user=anna\x01"},
+		{"token", Login{User: "anna", AuthUser: "anna", Mechanism: "XOAUTH2", Response: []byte("user=anna\x01")},
+			"XOAUTH2", "user=anna\x01"},
 	} {
 		mech, resp := c.l.SASL()
 		if mech != c.mechanism || string(resp) != c.response || c.l.Token() != (mech != "PLAIN") {
@@ -30,7 +31,8 @@ func TestCaps(t *testing.T) {
 	if !have.Has("IDLE") || !have.Has("auth=plain") || have.Has("X") || have.Has("") {
 		t.Error("words are not found as such")
 	}
-	if got := have.Cut(Caps{"IDLE", "IMAP4REV1", "MOVE"}); !slices.Equal(got, Caps{"IMAP4rev1", "idle"}) || got.String() != "IMAP4rev1 idle" {
+	if got := have.Cut(Caps{"IDLE", "IMAP4REV1", "MOVE"}); !slices.Equal(got, Caps{"IMAP4rev1", "idle"}) ||
+		got.String() != "IMAP4rev1 idle" {
 		t.Errorf("cut to %q", got)
 	}
 	if got := have.Cut(nil); got != nil || got.String() != "" {
@@ -64,9 +66,16 @@ func TestTurn(t *testing.T) {
 		}()
 		synctest.Wait()
 		time.Sleep(time.Hour)
+		if turn.TryLock() {
+			t.Error("a turn that is taken")
+		}
 		turn.Unlock()
 		if d := <-got; d != time.Hour {
 			t.Errorf("waited %v", d)
+		}
+		synctest.Wait()
+		if !turn.TryLock() {
+			t.Error("a turn that nobody has")
 		}
 	})
 }

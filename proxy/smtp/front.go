@@ -200,7 +200,8 @@ func (s *session) cutExtensions(lines []string) []string {
 		case "PIPELINING", "SIZE", "8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES", "DSN":
 			out = append(out, l)
 		case "AUTH":
-			mechs := seam.Caps(strings.Fields(strings.ToUpper(l))[1:]).Cut(seam.Caps{"PLAIN", "LOGIN", "XOAUTH2", "OAUTHBEARER"})
+			mechs := seam.Caps(strings.Fields(strings.ToUpper(l))[1:]).Cut(seam.Caps{"PLAIN", "LOGIN", "XOAUTH2",
+				"OAUTHBEARER"})
 			if mechs != nil && (secure || s.srv.opt.PlainOK) {
 				out = append(out, "AUTH "+mechs.String())
 			}

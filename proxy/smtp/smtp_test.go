@@ -252,7 +252,8 @@ func (c *client) begin() {
 
 // opening is production's side of begin.
 func opening(more ...turn) []turn {
-	return append([]turn{{"", "220 hi\r\n"}, {"EHLO client.test", "250 mail\r\n"}, {"MAIL FROM:<a@b.test> SIZE=3", "250 from\r\n"},
+	return append([]turn{{"", "220 hi\r\n"}, {"EHLO client.test", "250 mail\r\n"},
+		{"MAIL FROM:<a@b.test> SIZE=3", "250 from\r\n"},
 		{"RCPT TO:<one@here.test>", "250 one\r\n"}, {"RCPT TO:<two@far.test>", "250 two\r\n"}}, more...)
 }
 
@@ -283,8 +284,10 @@ func TestMessage(t *testing.T) {
 		c.want("503 5.5.1 MAIL first", "RCPT TO:<one@here.test>")
 		c.want("221 bye", "QUIT")
 	})
-	if len(s.arrivals) != 1 || s.arrivals[0].end != "accepted" || s.arrivals[0].body != sent || s.arrivals[0].mail.From != "a@b.test" ||
-		!slices.Equal(s.arrivals[0].mail.Rcpts, []string{"one@here.test", "two@far.test"}) || !slices.Equal(s.answered, []bool{true}) || s.trouble != nil {
+	if len(s.arrivals) != 1 || s.arrivals[0].end != "accepted" || s.arrivals[0].body != sent ||
+		s.arrivals[0].mail.From != "a@b.test" ||
+		!slices.Equal(s.arrivals[0].mail.Rcpts, []string{"one@here.test", "two@far.test"}) ||
+		!slices.Equal(s.answered, []bool{true}) || s.trouble != nil {
 		t.Errorf("%+v, %v, %q", s.arrivals, s.answered, s.trouble)
 	}
 }
@@ -325,7 +328,8 @@ func TestBodyGivenAgain(t *testing.T) {
 		c.want("354 End data with <CR><LF>.<CR><LF>", "DATA")
 		c.want("250 queued", big+".")
 	})
-	if got := ends(s.arrivals); !slices.Equal(got, []string{"accepted"}) || s.got != big || s.arrivals[0].body != big || len(s.trouble) != 1 {
+	if got := ends(s.arrivals); !slices.Equal(got, []string{"accepted"}) || s.got != big ||
+		s.arrivals[0].body != big || len(s.trouble) != 1 {
 		t.Errorf("messages are %q, of %d bytes; trouble %q", got, len(s.got), s.trouble)
 	}
 }
@@ -333,7 +337,8 @@ func TestBodyGivenAgain(t *testing.T) {
 // A next upstream that refuses the message has not got it, and nor has anybody.
 func TestBodyRefusedAgain(t *testing.T) {
 	big := strings.Repeat("a line of the message\r\n", 5000)
-	s := &site{scripts: [][]turn{opening(turn{"DATA", "354 go\r\n"}, turn{"a line of the message", ""}), opening(turn{"DATA", "452 full\r\n"})}}
+	s := &site{scripts: [][]turn{opening(turn{"DATA", "354 go\r\n"}, turn{"a line of the message", ""}),
+		opening(turn{"DATA", "452 full\r\n"})}}
 	talk(t, s, smtp.Options{}, func(c *client) {
 		c.begin()
 		c.want("354 End data with <CR><LF>.<CR><LF>", "DATA")
@@ -347,14 +352,16 @@ func TestBodyRefusedAgain(t *testing.T) {
 // Production was lost after the end of the data: who is here is owed the message,
 // and only the others are asked for again.
 func TestOwedInPart(t *testing.T) {
-	again := append([]turn{{"", "220 hi\r\n"}, {"EHLO client.test", "250 mail\r\n"}, {"MAIL FROM:<a@b.test> SIZE=3", "250 from\r\n"},
+	again := append([]turn{{"", "220 hi\r\n"}, {"EHLO client.test", "250 mail\r\n"},
+		{"MAIL FROM:<a@b.test> SIZE=3", "250 from\r\n"},
 		{"RCPT TO:<two@far.test>", "250 two\r\n"}}, body("250 queued again\r\n")...)
 	s := &site{scripts: [][]turn{opening(body("")...), again}, others: []string{"two@far.test"}}
 	talk(t, s, smtp.Options{}, func(c *client) {
 		c.begin()
 		c.send("250 queued again")
 	})
-	if got := ends(s.arrivals); !slices.Equal(got, []string{"owed", "accepted"}) || !slices.Equal(s.arrivals[1].mail.Rcpts, []string{"two@far.test"}) ||
+	if got := ends(s.arrivals); !slices.Equal(got, []string{"owed", "accepted"}) ||
+		!slices.Equal(s.arrivals[1].mail.Rcpts, []string{"two@far.test"}) ||
 		!slices.Equal(s.arrivals[0].mail.Rcpts, []string{"one@here.test", "two@far.test"}) {
 		t.Errorf("messages are %q", got)
 	}
@@ -413,7 +420,8 @@ func TestRepeated(t *testing.T) {
 
 // The standby takes over a session that idles, and one that does not.
 func TestTakenOver(t *testing.T) {
-	script := append([]turn{{"", "220 hi\r\n"}, {"EHLO client.test", "250 mail\r\n"}, {"AUTH PLAIN AGFubmEAcHc=", "235 in\r\n"}},
+	script := append([]turn{{"", "220 hi\r\n"}, {"EHLO client.test", "250 mail\r\n"},
+		{"AUTH PLAIN AGFubmEAcHc=", "235 in\r\n"}},
 		append(opening()[2:], turn{"", "wait"})...)
 	s := &site{scripts: [][]turn{script}}
 	talk(t, s, smtp.Options{PlainOK: true}, func(c *client) {
@@ -428,16 +436,19 @@ func TestTakenOver(t *testing.T) {
 		c.want("250 standby", "RCPT TO:<three@here.test>")
 		c.send("250 standby")
 	})
-	want := []string{"EHLO client.test false", "AUTH anna", "MAIL FROM:<a@b.test> SIZE=3", "RCPT TO:<one@here.test>", "RCPT TO:<two@far.test>",
+	want := []string{"EHLO client.test false", "AUTH anna", "MAIL FROM:<a@b.test> SIZE=3", "RCPT TO:<one@here.test>",
+		"RCPT TO:<two@far.test>",
 		"RCPT TO:<three@here.test>", "DATA", sent}
-	if !slices.Equal(s.standby.told, want) || len(s.arrivals) != 0 || s.trouble != nil || !slices.Equal(s.logins, []string{"anna"}) {
+	if !slices.Equal(s.standby.told, want) || len(s.arrivals) != 0 || s.trouble != nil ||
+		!slices.Equal(s.logins, []string{"anna"}) {
 		t.Errorf("standby heard %q; %v; %q; %q", s.standby.told, s.arrivals, s.trouble, s.logins)
 	}
 }
 
 // What the next upstream does not grant again ends the session without a word.
 func TestNotGrantedAgain(t *testing.T) {
-	s := &site{scripts: [][]turn{opening(turn{"", "wait"})}, standby: &standby{no: map[string]int{"RCPT TO:<one@here.test>": 550}}}
+	s := &site{scripts: [][]turn{opening(turn{"", "wait"})},
+		standby: &standby{no: map[string]int{"RCPT TO:<one@here.test>": 550}}}
 	talk(t, s, smtp.Options{}, func(c *client) {
 		c.begin()
 		s.revoke(seam.Standby)
@@ -479,7 +490,10 @@ func TestNobodyAnswers(t *testing.T) {
 // RFC 5321 sections 4.1.4 and 4.2.4, RFC 4954 section 4, RFC 3207 section 4.
 func TestRefusals(t *testing.T) {
 	s := &site{side: seam.Standby}
-	talk(t, s, smtp.Options{MaxMessage: 10, StartTLS: func(context.Context, net.Conn) (net.Conn, error) { return nil, errors.New("no handshake") }}, func(c *client) {
+	talk(t, s, smtp.Options{MaxMessage: 10, StartTLS: func(context.Context, net.Conn) (net.Conn, error) {
+		return nil,
+			errors.New("no handshake")
+	}}, func(c *client) {
 		c.want("220 standby")
 		c.want("501 5.5.4 Name of the client is missing", "EHLO")
 		c.want("250 standby / STARTTLS", "EHLO client.test")

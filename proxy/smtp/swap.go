@@ -245,7 +245,8 @@ func (s *session) sayAgain(up *link) error {
 		case r.Code == 421:
 			return fmt.Errorf("upstream closes: %s", r)
 		default:
-			s.srv.opt.Log.Info("SMTP session is closed and not continued", "client", s.state.Client().Addr, "why", r.String())
+			s.srv.opt.Log.Info("SMTP session is closed and not continued", "client", s.state.Client().Addr, "why",
+				r.String())
 			return errEnd
 		}
 	}

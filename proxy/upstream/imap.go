@@ -215,7 +215,8 @@ func (ic *IMAP) login(l seam.Login, id string) (imapwire.Response, error) {
 func (ic *IMAP) loginPlain(l seam.Login, mech, enc string) (imapwire.Response, error) {
 	if !ic.Caps.Has("AUTH="+mech) && mech == "PLAIN" && l.User == l.AuthUser {
 		ic.Caps = nil
-		if _, err := fmt.Fprintf(ic.Conn, "U2 LOGIN %s %s\r\n", imapwire.AString(l.User), imapwire.AString(l.Password)); err != nil {
+		if _, err := fmt.Fprintf(ic.Conn, "U2 LOGIN %s %s\r\n", imapwire.AString(l.User),
+			imapwire.AString(l.Password)); err != nil {
 			return imapwire.Response{}, err
 		}
 		return ic.answer("U2")
@@ -239,5 +240,6 @@ func originID(c seam.Client) string {
 	if !c.Addr.IsValid() {
 		return ""
 	}
-	return fmt.Sprintf(`ID ("x-originating-ip" "%s" "x-originating-port" "%d")`, c.Addr.Addr().WithZone(""), c.Addr.Port())
+	return fmt.Sprintf(`ID ("x-originating-ip" "%s" "x-originating-port" "%d")`, c.Addr.Addr().WithZone(""),
+		c.Addr.Port())
 }

@@ -65,7 +65,8 @@ func TestXClientBeforeEnvelope(t *testing.T) {
 
 // A refused XCLIENT is the answer to EHLO, which is not said again.
 func TestXClientRefused(t *testing.T) {
-	e, rest := play(t, []turn{{"", "220 hi\r\n"}, {"EHLO client.test", ehlo}, {"XCLIENT NAME=[UNAVAILABLE] ADDR=192.0.2.7 PORT=4711", "550 not you\r\n"}})
+	e, rest := play(t, []turn{{"", "220 hi\r\n"}, {"EHLO client.test", ehlo},
+		{"XCLIENT NAME=[UNAVAILABLE] ADDR=192.0.2.7 PORT=4711", "550 not you\r\n"}})
 	u, err := Target{SMTP: e, XClient: true}.DialSMTP(t.Context(), client())
 	if err != nil {
 		t.Fatal(err)
@@ -92,8 +93,9 @@ func TestAuth(t *testing.T) {
 			{"AUTH LOGIN", "334 VXNlcm5hbWU6\r\n"}, {"YW5uYQ==", "334 UGFzc3dvcmQ6\r\n"}, {"cHc=", "235 in\r\n"}}, 235},
 		{"LOGIN refused at the name", own, []turn{{"EHLO client.test", "250-mail\r\n250 AUTH LOGIN\r\n"},
 			{"AUTH LOGIN", "334 VXNlcm5hbWU6\r\n"}, {"YW5uYQ==", "535 no\r\n"}}, 535},
-		{"refused token", seam.Login{User: "anna", AuthUser: "anna", Mechanism: "XOAUTH2", Response: []byte("t")}, []turn{
-			{"EHLO client.test", ehlo}, {"AUTH XOAUTH2 dA==", "334 eyJ9\r\n"}, {emptyLine, "535 no\r\n"}}, 535},
+		{"refused token", seam.Login{User: "anna", AuthUser: "anna", Mechanism: "XOAUTH2", Response: []byte("t")},
+			[]turn{
+				{"EHLO client.test", ehlo}, {"AUTH XOAUTH2 dA==", "334 eyJ9\r\n"}, {emptyLine, "535 no\r\n"}}, 535},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			e, rest := play(t, append([]turn{{"", "220 hi\r\n"}}, c.script...))
@@ -169,7 +171,8 @@ func TestSubmissionOverStartTLS(t *testing.T) {
 	}()
 	who := client()
 	who.Submission = true
-	sub := Endpoint{Security: StartTLS, TLS: &tls.Config{InsecureSkipVerify: true}, Via: func(context.Context, seam.Client, string) (net.Conn, error) { return near, nil }}
+	sub := Endpoint{Security: StartTLS, TLS: &tls.Config{InsecureSkipVerify: true},
+		Via: func(context.Context, seam.Client, string) (net.Conn, error) { return near, nil }}
 	u, err := Target{Submission: sub}.DialSMTP(t.Context(), who)
 	if err != nil {
 		t.Fatal(err)

@@ -49,7 +49,10 @@ func play(t *testing.T, script []turn) (e Endpoint, rest func() string) {
 		_ = far.Close()
 		done <- string(b)
 	}()
-	e = Endpoint{Addr: "production:1", Via: func(context.Context, seam.Client, string) (net.Conn, error) { return near, nil }}
+	e = Endpoint{Addr: "production:1", Via: func(context.Context, seam.Client, string) (net.Conn, error) {
+		return near,
+			nil
+	}}
 	return e, func() string {
 		_ = near.Close()
 		return <-done
@@ -57,7 +60,8 @@ func play(t *testing.T, script []turn) (e Endpoint, rest func() string) {
 }
 
 func client() seam.Client {
-	return seam.Client{Addr: netip.MustParseAddrPort("192.0.2.7:4711"), Local: netip.MustParseAddrPort("198.51.100.1:143"), Helo: "client.test", ESMTP: true}
+	return seam.Client{Addr: netip.MustParseAddrPort("192.0.2.7:4711"),
+		Local: netip.MustParseAddrPort("198.51.100.1:143"), Helo: "client.test", ESMTP: true}
 }
 
 // The PROXY protocol, section 2.2.
@@ -68,11 +72,14 @@ func TestProxyHeader(t *testing.T) {
 		client, local string
 		want          string
 	}{
-		{"IPv4", "192.0.2.7:4711", "198.51.100.1:143", "\x21\x11\x00\x0c\xc0\x00\x02\x07\xc6\x33\x64\x01\x12\x67\x00\x8f"},
+		{"IPv4", "192.0.2.7:4711", "198.51.100.1:143",
+			"\x21\x11\x00\x0c\xc0\x00\x02\x07\xc6\x33\x64\x01\x12\x67\x00\x8f"},
 		{"IPv6", "[2001:db8::7]:4711", "[2001:db8::1]:25", "\x21\x21\x00\x24" +
-			"\x20\x01\x0d\xb8\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x07" + "\x20\x01\x0d\xb8\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01" + "\x12\x67\x00\x19"},
+			"\x20\x01\x0d\xb8\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x07" +
+			"\x20\x01\x0d\xb8\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01" + "\x12\x67\x00\x19"},
 		{"with a zone", "[fe80::7%eth0]:4711", "[fe80::1%eth0]:25", "\x21\x21\x00\x24" +
-			"\xfe\x80\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x07" + "\xfe\x80\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01" + "\x12\x67\x00\x19"},
+			"\xfe\x80\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x07" +
+			"\xfe\x80\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01" + "\x12\x67\x00\x19"},
 		{"both kinds", "192.0.2.7:4711", "[2001:db8::1]:25", "\x20\x00\x00\x00"},
 		{"no client", "", "198.51.100.1:143", "\x20\x00\x00\x00"},
 	} {
@@ -90,7 +97,8 @@ func TestProxyHeader(t *testing.T) {
 func TestDialSendsHeaderFirst(t *testing.T) {
 	near, far := net.Pipe()
 	defer func() { _ = far.Close() }()
-	e := Endpoint{Addr: "production:1", ProxyProtocol: true, Security: Implicit, TLS: &tls.Config{InsecureSkipVerify: true},
+	e := Endpoint{Addr: "production:1", ProxyProtocol: true, Security: Implicit,
+		TLS: &tls.Config{InsecureSkipVerify: true},
 		Via: func(_ context.Context, c seam.Client, addr string) (net.Conn, error) {
 			if addr != "production:1" || c.Addr != client().Addr {
 				t.Errorf("dials %s for %s", addr, c.Addr)
@@ -99,7 +107,8 @@ func TestDialSendsHeaderFirst(t *testing.T) {
 		}}
 	go func() { _, _ = e.dial(t.Context(), client()) }()
 	got := make([]byte, 28+1)
-	if _, err := io.ReadFull(far, got); err != nil || string(got[:28]) != string(proxyHeader(client())) || got[28] != 0x16 {
+	if _, err := io.ReadFull(far, got); err != nil || string(got[:28]) != string(proxyHeader(client())) ||
+		got[28] != 0x16 {
 		t.Errorf("%q, %v", got, err)
 	}
 }
@@ -116,7 +125,10 @@ func (l lingering) SetLinger(sec int) error { *l.sec = sec; return nil }
 func TestConnectionsAreReset(t *testing.T) {
 	near, _ := net.Pipe()
 	sec := -1
-	e := Endpoint{Via: func(context.Context, seam.Client, string) (net.Conn, error) { return lingering{near, &sec}, nil }}
+	e := Endpoint{Via: func(context.Context, seam.Client, string) (net.Conn, error) {
+		return lingering{near, &sec},
+			nil
+	}}
 	if _, err := e.Dial(t.Context()); err != nil || sec != 0 {
 		t.Errorf("linger %d, %v", sec, err)
 	}
@@ -151,7 +163,8 @@ func certificate(t *testing.T) tls.Certificate {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{"production"}, NotAfter: time.Now().Add(time.Hour)}
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{"production"},
+		NotAfter: time.Now().Add(time.Hour)}
 	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, &key.PublicKey, key)
 	if err != nil {
 		t.Fatal(err)

@@ -24,7 +24,7 @@ func (a *account) gather() (plan.Account, error) {
 	if err != nil {
 		return in, fmt.Errorf("read base of %s: %w", a.name, err)
 	}
-	if in.Doubts, err = a.opt.Ledgers.Doubts(a.name); err != nil {
+	if in.Doubts, err = a.opt.Ledgers.DoubtsOf(a.name); err != nil {
 		return in, err
 	}
 	for _, m := range boxes {

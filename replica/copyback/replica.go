@@ -3,7 +3,8 @@ package copyback
 import (
 	"context"
 
-	"understudy/replica"
+	"understudy/replica/delivery"
+	"understudy/replica/doubt"
 	"understudy/replica/row"
 	"understudy/replica/store"
 )
@@ -24,13 +25,13 @@ type Accounts interface {
 
 // Ledgers are what is in flight, and what is told of it.
 type Ledgers interface {
-	Doubts(account string) ([]row.Doubt, error)
+	DoubtsOf(account string) ([]row.Doubt, error)
 	BeginCopy(ctx context.Context, account string, d row.Doubt) (key []byte, err error)
 	Twins(account string) []row.Twin
 	ForgetTwins(ctx context.Context, gone func(row.Twin) bool) error
 	AwaitHolds(ctx context.Context) error
 	MatchHeldBody(msg []byte) (row.Held, bool)
-	Land(ctx context.Context, by store.Writer, in replica.Landed, f func(*Tx) error) error
+	Land(ctx context.Context, by store.Writer, in delivery.Landed, f func(*Tx) error) error
 	PlanTasks(ctx context.Context, job string, tasks []row.Task) error
 }
 
@@ -42,10 +43,10 @@ type Messages interface {
 }
 
 // endCopy forgets what BeginCopy kept, with the change that it was for.
-func endCopy(tx *Tx, key []byte) { replica.EndCopy(tx, key) }
+func endCopy(tx *Tx, key []byte) { doubt.EndCopy(tx, key) }
 
 // land changes an account by f, and records with it that held deliveries were seen
 // in a mailbox of it.
 func (a *account) land(mailbox string, held []row.Held, f func(*Tx) error) error {
-	return a.opt.Ledgers.Land(a.ctx, store.ByKeeper, replica.Landed{Account: a.name, Mailbox: mailbox, Held: held}, f)
+	return a.opt.Ledgers.Land(a.ctx, store.ByKeeper, delivery.Landed{Account: a.name, Mailbox: mailbox, Held: held}, f)
 }

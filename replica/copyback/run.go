@@ -190,7 +190,7 @@ func (c *Copier) open(ctx context.Context, name string) (*account, func(), error
 		conn.Close()
 		return nil, nil, errors.New("production offers no UIDPLUS: UIDs cannot be reproduced; see the documentation of migrations")
 	}
-	left, err := c.opt.Ledgers.Doubts(name)
+	left, err := c.opt.Ledgers.DoubtsOf(name)
 	if err != nil {
 		conn.Close()
 		return nil, nil, err

@@ -12,6 +12,7 @@ package meta
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"iter"
 )
@@ -46,6 +47,15 @@ type Batch struct {
 
 // Put adds a put to b.
 func (b *Batch) Put(key, val []byte) { b.Do = append(b.Do, Op{Key: key, Val: val}) }
+
+// PutJSON adds a put of a plain struct of ours as JSON.
+func (b *Batch) PutJSON(key []byte, v any) {
+	text, err := json.Marshal(v)
+	if err != nil {
+		panic(err) // it is a plain struct of ours
+	}
+	b.Put(key, text)
+}
 
 // Delete adds a delete to b.
 func (b *Batch) Delete(key []byte) { b.Do = append(b.Do, Op{Key: key, Del: true}) }

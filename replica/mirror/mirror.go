@@ -22,7 +22,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"understudy/replica"
+	"understudy/replica/delivery"
 	"understudy/replica/imapc"
 	"understudy/replica/row"
 	"understudy/replica/store"
@@ -39,10 +39,10 @@ type Deliveries interface {
 	HeldCount() int
 	// AwaitHolds waits for those that are about to be held.
 	AwaitHolds(ctx context.Context) error
-	MatchHeld(a replica.Arrival) (h row.Held, msg []byte, ok bool)
+	MatchHeld(a delivery.Arrival) (h row.Held, msg []byte, ok bool)
 	MatchHeldBody(msg []byte) (row.Held, bool)
 	// Land is Store.Update, in which held messages are seen to have arrived.
-	Land(ctx context.Context, by store.Writer, in replica.Landed, f func(*store.Tx) error) error
+	Land(ctx context.Context, by store.Writer, in delivery.Landed, f func(*store.Tx) error) error
 	Twins(account string) []row.Twin
 	MatchTwin(account string, msg []byte) (row.Twin, bool)
 	ForgetTwins(ctx context.Context, gone func(row.Twin) bool) error

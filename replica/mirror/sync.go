@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"slices"
 
-	"understudy/replica"
+	"understudy/replica/delivery"
 	"understudy/replica/imapc"
 	"understudy/replica/row"
 	"understudy/replica/store"
@@ -365,7 +365,7 @@ func (s *boxSync) byHeader(remote map[uint32]imapc.Message, need []uint32) ([]ui
 		if !ok || !f.HasBody {
 			return nil
 		}
-		h, msg, ok := s.m.opt.Deliveries.MatchHeld(replica.Arrival{Header: f.Body, Size: rm.Size})
+		h, msg, ok := s.m.opt.Deliveries.MatchHeld(delivery.Arrival{Header: f.Body, Size: rm.Size})
 		if !ok {
 			return nil
 		}
@@ -395,7 +395,7 @@ func (s *boxSync) byHeader(remote map[uint32]imapc.Message, need []uint32) ([]ui
 
 // putRows adds messages; held are the deliveries that were found among them.
 func (s *boxSync) putRows(rows []*row.Message, held []row.Held) error {
-	return s.m.opt.Deliveries.Land(s.ctx, store.ByMirror, replica.Landed{Account: s.account, Mailbox: s.mailbox, Held: held}, func(tx *store.Tx) error {
+	return s.m.opt.Deliveries.Land(s.ctx, store.ByMirror, delivery.Landed{Account: s.account, Mailbox: s.mailbox, Held: held}, func(tx *store.Tx) error {
 		m := tx.BoxByID(s.local.ID)
 		if m == nil {
 			return store.ErrNoMailbox

@@ -91,7 +91,7 @@ func (w *words) base(a row.Account) {
 
 // doubts come in the order of their words: their keys are random.
 func (w *words) doubts(account string) {
-	all, err := w.s.Doubts(account)
+	all, err := w.s.DoubtsOf(account)
 	w.fail(err)
 	var lines []string
 	for _, d := range all {
@@ -112,15 +112,15 @@ func (w *words) flight() {
 		w.say("held %d from %s to %s params %q seen %s standby %t owed %t open %t %s key %s %s",
 			h.ID, h.From, h.Rcpts, h.Params, h.Seen, h.OnlyOurs(), h.OwedSince(h.Arrived), !h.MayDeliver(), w.ref(h.Ref), h.Key, clock(h.Arrived))
 	}
-	queue, err := w.s.Queue()
+	queue, err := w.s.Queued()
 	w.fail(err)
 	for _, q := range queue {
 		w.say("queued %d from %s to %s %s tries %d %s %q", q.ID, q.From, q.Rcpts, w.ref(q.Ref), q.Tries, clock(q.Arrived), q.LastErr)
 	}
-	for _, r := range w.s.Routes() {
+	for _, r := range w.s.AllRoutes() {
 		w.say("route %s to %s %s", r.Recipient, r.Account, r.Mailbox)
 	}
-	tasks, err := w.s.Tasks("")
+	tasks, err := w.s.TasksOf("")
 	w.fail(err)
 	for _, t := range tasks {
 		w.say("task %s %d %s %s %s %d %s attempt %d done %d of %d %q",

@@ -5,6 +5,8 @@
 package row
 
 import (
+	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
@@ -28,6 +30,14 @@ func RefOf(b []byte) Ref { return Ref{sha256.Sum256(b), int64(len(b))} }
 
 // IsZero reports whether r names nothing.
 func (r Ref) IsZero() bool { return r == Ref{} }
+
+// Compare orders references.
+func (r Ref) Compare(o Ref) int {
+	if c := bytes.Compare(r.Sum[:], o.Sum[:]); c != 0 {
+		return c
+	}
+	return cmp.Compare(r.Size, o.Size)
+}
 
 // String is the hexadecimal sum.
 func (r Ref) String() string { return hex.EncodeToString(r.Sum[:]) }

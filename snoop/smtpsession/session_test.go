@@ -123,9 +123,11 @@ func TestConditions(t *testing.T) {
 
 // A message has its envelope until its outcome is told, EHLO, RSET or STARTTLS.
 func TestEnvelope(t *testing.T) {
-	for name, forget := range map[string]func(*Session){"EHLO": func(s *Session) { s.Hello("x", false) }, "RSET": (*Session).Reset, "STARTTLS": (*Session).Secured, "QUIT": (*Session).Quit} {
+	for name, forget := range map[string]func(*Session){"EHLO": func(s *Session) { s.Hello("x", false) },
+		"RSET": (*Session).Reset, "STARTTLS": (*Session).Secured, "QUIT": (*Session).Quit} {
 		s := at(t, Recipients)
-		if e := s.Envelope(); e.From != "a@b.test" || !slices.Equal(e.Params, []string{"SIZE=3"}) || !slices.Equal(e.Rcpts, []string{"c@d.test"}) || e.User != "" {
+		if e := s.Envelope(); e.From != "a@b.test" || !slices.Equal(e.Params, []string{"SIZE=3"}) ||
+			!slices.Equal(e.Rcpts, []string{"c@d.test"}) || e.User != "" {
 			t.Errorf("envelope %+v", e)
 		}
 		forget(s)

@@ -67,7 +67,8 @@ func Rules() []Rule {
 	for _, from := range []Stage{Idle, Sender, Recipients} {
 		t = append(t,
 			Rule{From: from, On: Hello, To: Idle},
-			Rule{From: from, On: StartTLS, If: "TLS is active", Cond: secure, To: from, No: no(503, "5.5.1 TLS is active")},
+			Rule{From: from, On: StartTLS, If: "TLS is active", Cond: secure, To: from,
+				No: no(503, "5.5.1 TLS is active")},
 			Rule{From: from, On: StartTLS, To: Idle},
 			Rule{From: from, On: Reset, To: Idle},
 			Rule{From: from, On: Quit, To: Over},

@@ -73,7 +73,8 @@ func ParsePath(keyword, arg string) (Path, error) {
 			addr = a
 		}
 	}
-	if strings.ContainsAny(addr, " \t<>\"\\(),;:[]") && !domainLiteral(addr) || strings.Count(addr, "@") > 1 || len(addr) > 320 {
+	if strings.ContainsAny(addr, " \t<>\"\\(),;:[]") && !domainLiteral(addr) || strings.Count(addr, "@") > 1 ||
+		len(addr) > 320 {
 		return Path{}, fmt.Errorf("%w: bad address", ErrSyntax)
 	}
 	p := Path{Addr: addr, Params: strings.Fields(params)}

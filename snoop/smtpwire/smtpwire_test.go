@@ -76,7 +76,9 @@ func FuzzBody(f *testing.F) {
 }
 
 func TestPaths(t *testing.T) {
-	for _, bad := range []string{"TO:a@b", "TO:<a@b", "TO:<\"a b\"@c>", `TO:<victim@evil> NOTIFY=x ORCPT=rfc822;x <@local>x`[:10], "TO:<a b@c>", "TO:<a@b@c>", "TO:<a@b>x", "FROM:<a@b>"} {
+	for _, bad := range []string{"TO:a@b", "TO:<a@b", "TO:<\"a b\"@c>",
+		`TO:<victim@evil> NOTIFY=x ORCPT=rfc822;x <@local>x`[:10], "TO:<a b@c>", "TO:<a@b@c>", "TO:<a@b>x",
+		"FROM:<a@b>"} {
 		if p, err := ParsePath("TO", bad); err == nil {
 			t.Errorf("%q is taken as %+v", bad, p)
 		}

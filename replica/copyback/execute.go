@@ -157,7 +157,8 @@ func (b *box) flags() error {
 	if b.opt.Lacked != nil && len(b.todo.Local) > 0 {
 		var out []row.Lacked
 		for _, f := range b.todo.Local {
-			out = append(out, row.Lacked{Account: b.name, Mailbox: b.sn.Name, UID: f.UID, What: "flags " + strings.Join(f.Flags, " ")})
+			out = append(out, row.Lacked{Account: b.name, Mailbox: b.sn.Name, UID: f.UID,
+				What: "flags " + strings.Join(f.Flags, " ")})
 		}
 		b.opt.Lacked(out)
 	}
@@ -289,7 +290,8 @@ func (b *box) note(changed bool) error {
 		return err
 	}
 	raise := b.final && changed && !b.again && sn.UIDNext < b.next
-	if !raise && b.was.UIDNext >= b.next && b.was.UIDNext >= b.base.UIDNext && b.was.Name == b.sn.Name && b.was.ID == b.base.ID {
+	known := b.was.UIDNext >= b.next && b.was.UIDNext >= b.base.UIDNext
+	if !raise && known && b.was.Name == b.sn.Name && b.was.ID == b.base.ID {
 		return nil
 	}
 	return b.rebase(func(tx *Tx) {

@@ -89,7 +89,8 @@ func (a *account) identify(m *plan.Mailbox, uids []uint32, doubts []row.Doubt) e
 	m.Found = map[uint32]plan.Found{}
 	keys := map[string]bool{}
 	for chunk := range slices.Chunk(uids, 50) {
-		err := a.c.Fetch(imapwire.FormatSet(chunk), "(UID FLAGS INTERNALDATE BODY.PEEK[])", func(r imapc.Message) error {
+		const items = "(UID FLAGS INTERNALDATE BODY.PEEK[])"
+		err := a.c.Fetch(imapwire.FormatSet(chunk), items, func(r imapc.Message) error {
 			if !r.HasBody {
 				return nil
 			}

@@ -76,7 +76,8 @@ func (b *box) keep(uids []uint32) error {
 		m := tx.BoxByID(b.todo.ID)
 		m.ModSeq++
 		for i, it := range b.todo.Late {
-			r := &row.Message{UID: uids[i], ModSeq: m.ModSeq, Date: it.Date, Size: it.Ref.Size, Ref: it.Ref, Unsettled: true}
+			r := &row.Message{UID: uids[i], ModSeq: m.ModSeq, Date: it.Date, Size: it.Ref.Size, Ref: it.Ref,
+				Unsettled: true}
 			r.SetFlags(it.Flags)
 			tx.PutRow(m.ID, r)
 			m.UIDNext = max(m.UIDNext, uids[i]+1)
@@ -113,10 +114,12 @@ func (b *box) lacked(uids []uint32) {
 		if it.Why == plan.Moved {
 			continue
 		}
-		x := row.Lacked{Account: b.name, Mailbox: b.sn.Name, UID: uids[i], Size: it.Ref.Size, Date: it.Date, What: "message"}
+		x := row.Lacked{Account: b.name, Mailbox: b.sn.Name, UID: uids[i], Size: it.Ref.Size, Date: it.Date,
+			What: "message"}
 		if raw, err := b.opt.Messages.Get(it.Ref); err == nil {
 			if m, err := mail.ReadMessage(bytes.NewReader(raw)); err == nil {
-				x.MessageID, x.From, x.Subject = m.Header.Get("Message-ID"), m.Header.Get("From"), m.Header.Get("Subject")
+				h := m.Header
+				x.MessageID, x.From, x.Subject = h.Get("Message-ID"), h.Get("From"), h.Get("Subject")
 			}
 		}
 		out = append(out, x)

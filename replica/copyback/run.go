@@ -188,7 +188,7 @@ func (c *Copier) open(ctx context.Context, name string) (*account, func(), error
 	}
 	if !conn.Has("UIDPLUS") {
 		conn.Close()
-		return nil, nil, errors.New("production offers no UIDPLUS: UIDs cannot be reproduced; see the documentation of migrations")
+		return nil, nil, errNoUIDPlus
 	}
 	left, err := c.opt.Ledgers.DoubtsOf(name)
 	if err != nil {
@@ -199,9 +199,13 @@ func (c *Copier) open(ctx context.Context, name string) (*account, func(), error
 		left[i], _, _ = d.Step(row.DoubtHappened{Event: row.DoubtRestarted, By: row.ByCopyBack})
 	}
 	stop := context.AfterFunc(ctx, conn.Close)
-	return &account{Copier: c, ctx: ctx, c: conn, name: name, job: "copy-back/" + name, left: left, bumped: map[row.MailboxID]row.Doubt{}},
+	return &account{Copier: c, ctx: ctx, c: conn, name: name, job: "copy-back/" + name, left: left,
+			bumped: map[row.MailboxID]row.Doubt{}},
 		func() { stop(); conn.Close() }, nil
 }
+
+var errNoUIDPlus = errors.New("production offers no UIDPLUS: UIDs cannot be reproduced; " +
+	"see the documentation of migrations")
 
 // pass merges once. With final the account is blocked for clients; when such a
 // pass makes no step, both sides are equal.
@@ -239,7 +243,8 @@ func (a *account) task(kind, mailbox string, uid uint32, why plan.Why) {
 		return
 	}
 	now := time.Now()
-	a.tasks = append(a.tasks, row.Task{Job: a.job, Seq: a.seq, Kind: kind, Account: a.name, Mailbox: mailbox, UID: uid, Why: string(why),
+	a.tasks = append(a.tasks, row.Task{Job: a.job, Seq: a.seq, Kind: kind, Account: a.name, Mailbox: mailbox,
+		UID: uid, Why: string(why),
 		State: row.TaskDone, Attempt: 1, Started: now, Ended: now})
 	a.seq++
 }

@@ -136,7 +136,8 @@ func filler() []byte {
 }
 
 func (b *box) filling() imapc.Appending {
-	return imapc.Appending{Mailbox: b.sn.Name, Flags: []string{`\Deleted`, `\Seen`}, Body: filler(), Date: time.Unix(0, 0)}
+	return imapc.Appending{Mailbox: b.sn.Name, Flags: []string{`\Deleted`, `\Seen`}, Body: filler(),
+		Date: time.Unix(0, 0)}
 }
 
 // reach burns up to a UIDNEXT that clients were shown.
@@ -170,7 +171,8 @@ func (b *box) burn(n uint32) error {
 // double copies messages of the mailbox to itself and returns the new UIDs.
 func (b *box) double(uids []uint32) ([]uint32, error) {
 	var code []byte
-	r, err := b.c.Do("UID COPY "+imapwire.FormatSet(uids)+" "+b.c.Name(b.sn.Name), func(r imapwire.Response, _ []byte) error {
+	cmd := "UID COPY " + imapwire.FormatSet(uids) + " " + b.c.Name(b.sn.Name)
+	r, err := b.c.Do(cmd, func(r imapwire.Response, _ []byte) error {
 		if r.Code == "COPYUID" {
 			code = slices.Clone(r.Arg)
 		}
@@ -197,7 +199,8 @@ func (b *box) double(uids []uint32) ([]uint32, error) {
 // restore puts messages back that production has lost: under new UIDs, since
 // their own are past.
 func (b *box) restore() error {
-	b.tell("mailbox %s of %s: %d messages: %s; they are put back with new UIDs", b.sn.Name, b.name, len(b.todo.Restore), plan.Lost)
+	b.tell("mailbox %s of %s: %d messages: %s; they are put back with new UIDs",
+		b.sn.Name, b.name, len(b.todo.Restore), plan.Lost)
 	for rows := b.messages(b.todo.Restore); len(rows) > 0; {
 		done, err := b.restoreBatch(rows[:min(len(rows), pipeMessages)])
 		if err != nil {

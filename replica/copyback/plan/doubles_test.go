@@ -79,13 +79,17 @@ func TestN08_EachKindOfDoubt(t *testing.T) {
 		{"another content", row.RepeatedDoubt("B", ref(3)), []Found{found(4)}, map[uint32]Why{90: Late}},
 		{"an APPEND that both did", row.RepeatedDoubt("B", ref(3)), []Found{found(3)}, nil},
 		{"carriage returns changed", row.RepeatedDoubt("B", ref(3)), []Found{found(4, 3)}, nil},
-		{"an APPEND that both did, and another one", row.RepeatedDoubt("B", ref(3)), []Found{found(3), found(3)}, map[uint32]Why{91: Late}},
+		{"an APPEND that both did, and another one", row.RepeatedDoubt("B", ref(3)),
+			[]Found{found(3), found(3)}, map[uint32]Why{91: Late}},
 		{"one into another mailbox", row.RepeatedDoubt("A", ref(3)), []Found{found(3)}, map[uint32]Why{90: Late}},
 		{"what copy-back had put there", row.AppendDoubt(2, ref(3), ref(4)), []Found{found(4), found(3)}, nil},
-		{"what it had put into another mailbox", row.AppendDoubt(1, ref(3)), []Found{found(3)}, map[uint32]Why{90: Late}},
-		{"copied behind, and not taken out", row.BehindDoubt(2, ref(3)), []Found{found(3), found(3)}, map[uint32]Why{91: Late}},
+		{"what it had put into another mailbox", row.AppendDoubt(1, ref(3)),
+			[]Found{found(3)}, map[uint32]Why{90: Late}},
+		{"copied behind, and not taken out", row.BehindDoubt(2, ref(3)),
+			[]Found{found(3), found(3)}, map[uint32]Why{91: Late}},
 		{"not copied behind", row.BehindDoubt(2, ref(3)), []Found{found(3)}, map[uint32]Why{90: Late}},
-		{"two of one content copied behind", row.BehindDoubt(2, ref(3), ref(3)), []Found{found(3), found(3), found(3), found(3)}, map[uint32]Why{92: Late, 93: Late}},
+		{"two of one content copied behind", row.BehindDoubt(2, ref(3), ref(3)),
+			[]Found{found(3), found(3), found(3), found(3)}, map[uint32]Why{92: Late, 93: Late}},
 		{"a flag", row.FlagDoubt(2, 90, `\Flagged`), []Found{found(3)}, map[uint32]Why{90: Late}},
 	} {
 		kinds[c.doubt.Kind] = true
@@ -139,12 +143,14 @@ func TestB5_MovedUnseen(t *testing.T) {
 	}
 	// One that arrived is one that is gone, and not two.
 	a = mailbox(1, "A", msg(3, 3), msg(4, 3))
-	if p := Merge(Account{Final: true, Boxes: []Mailbox{a, b}}); len(p.Boxes[0].Restore) != 1 || p.Boxes[1].Late[0].Why != Moved {
+	p := Merge(Account{Final: true, Boxes: []Mailbox{a, b}})
+	if len(p.Boxes[0].Restore) != 1 || p.Boxes[1].Late[0].Why != Moved {
 		t.Errorf("%+v", p)
 	}
 	// What is gone here and arrived here has not moved.
 	a = mailbox(1, "A", msg(3, 3)).late(90, found(3))
-	if p := Merge(Account{Final: true, Boxes: []Mailbox{a}}); len(p.Boxes[0].Restore) != 1 || p.Boxes[0].Late[0].Why != Late {
+	p = Merge(Account{Final: true, Boxes: []Mailbox{a}})
+	if len(p.Boxes[0].Restore) != 1 || p.Boxes[0].Late[0].Why != Late {
 		t.Errorf("%+v", p)
 	}
 }
@@ -224,8 +230,11 @@ func TestPair(t *testing.T) {
 	}{
 		{"own UID first", map[uint32][]Like{5: {{7, true}}, 7: {{7, true}}}, map[uint32]uint32{7: 7}},
 		{"delivered under the same UID", map[uint32][]Like{7: {{7, false}}}, map[uint32]uint32{7: 7}},
-		{"twice", map[uint32][]Like{5: {{7, true}, {8, true}}, 6: {{7, true}, {8, true}}}, map[uint32]uint32{5: 7, 6: 8}},
-		{"three of two", map[uint32][]Like{4: {{7, false}}, 5: {{7, true}, {8, true}}, 6: {{7, true}, {8, true}}}, map[uint32]uint32{4: 7, 5: 8}},
+		{"twice",
+			map[uint32][]Like{5: {{7, true}, {8, true}}, 6: {{7, true}, {8, true}}}, map[uint32]uint32{5: 7, 6: 8}},
+		{"three of two",
+			map[uint32][]Like{4: {{7, false}}, 5: {{7, true}, {8, true}}, 6: {{7, true}, {8, true}}},
+			map[uint32]uint32{4: 7, 5: 8}},
 	} {
 		in := map[uint32]Found{}
 		for u, l := range c.found {

@@ -187,7 +187,8 @@ func Additions(f Folders) []FolderStep {
 	var out []FolderStep
 	for _, m := range f.Standby {
 		if p := f.find(m.Name); p == nil || !m.NoSelect && p.NoSelect {
-			out = append(out, FolderStep{Do: Create, ID: m.ID, Name: m.Name, NoSelect: m.NoSelect, Sep: m.Sep, Why: FolderLacks})
+			out = append(out, FolderStep{Do: Create, ID: m.ID, Name: m.Name, NoSelect: m.NoSelect, Sep: m.Sep,
+				Why: FolderLacks})
 		}
 	}
 	for _, m := range f.Standby {

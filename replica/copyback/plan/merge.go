@@ -106,7 +106,8 @@ func (m *merging) compare() {
 		} else if f := m.in.Found[r.UID]; known {
 			m.out.Remove = append(m.out.Remove, Item{UID: r.UID, Why: Copied, Ref: f.Ref})
 		} else {
-			m.out.Late = append(m.out.Late, Item{UID: r.UID, Flags: row.NormalFlags(r.Flags), Why: Late, Ref: f.Ref, Date: f.Date})
+			m.out.Late = append(m.out.Late, Item{UID: r.UID, Flags: row.NormalFlags(r.Flags), Why: Late,
+				Ref: f.Ref, Date: f.Date})
 		}
 	}
 }

@@ -15,7 +15,8 @@ func TestB4_BeginsAnew(t *testing.T) {
 		want Why
 	}{
 		{"the same", func(*Mailbox) {}, ""},
-		{"with a UIDVALIDITY of its own on production", func(m *Mailbox) { m.Base.ProdUIDValidity, m.UIDValidity = 9, 9 }, ""},
+		{"with a UIDVALIDITY of its own on production",
+			func(m *Mailbox) { m.Base.ProdUIDValidity, m.UIDValidity = 9, 9 }, ""},
 		{"another UIDVALIDITY", func(m *Mailbox) { m.UIDValidity = 8 }, Another},
 		{"an older state", func(m *Mailbox) { m.UIDNext = 99 }, Another},
 		{"it held no messages", func(m *Mailbox) { m.Base.NoSelect = true }, Another},
@@ -33,13 +34,15 @@ func TestB4_BeginsAnew(t *testing.T) {
 			continue
 		}
 		if c.want == "" {
-			if !slices.Equal(UIDs(p.Remove), []uint32{5}) || !slices.Equal(UIDs(p.Append), []uint32{110}) || len(p.Adopt) > 0 {
+			if !slices.Equal(UIDs(p.Remove), []uint32{5}) || !slices.Equal(UIDs(p.Append), []uint32{110}) ||
+				len(p.Adopt) > 0 {
 				t.Errorf("%s: %+v", c.name, p)
 			}
 			continue
 		}
 		// Nothing is deleted: of what it holds nobody knows what clients deleted.
-		if len(p.Remove) > 0 || !slices.Equal(UIDs(p.Adopt), []uint32{3}) || !slices.Equal(UIDs(p.Late), []uint32{5}) || p.Order()[0] != Renew {
+		if len(p.Remove) > 0 || !slices.Equal(UIDs(p.Adopt), []uint32{3}) ||
+			!slices.Equal(UIDs(p.Late), []uint32{5}) || p.Order()[0] != Renew {
 			t.Errorf("%s: %+v", c.name, p)
 		}
 	}
@@ -55,7 +58,8 @@ func TestR5_TakenUIDs(t *testing.T) {
 		t.Errorf("beside clients: %+v", p)
 	}
 	p = mergeOne(in)
-	if !slices.Equal(UIDs(p.Shift), []uint32{110, 111}) || whys(p.Shift)[110] != Taken || !slices.Equal(p.Order(), []Kind{ShiftAll}) {
+	if !slices.Equal(UIDs(p.Shift), []uint32{110, 111}) || whys(p.Shift)[110] != Taken ||
+		!slices.Equal(p.Order(), []Kind{ShiftAll}) {
 		t.Errorf("%+v, %v", p, p.Order())
 	}
 }
@@ -114,7 +118,8 @@ func TestT28_FlagLeft(t *testing.T) {
 	in := mailbox(1, "A", msg(3, 3))
 	in.Production = []Remote{{3, []string{`\Flagged`}}}
 	p := Merge(Account{Left: left, Boxes: []Mailbox{in}}).Boxes[0]
-	if len(p.Clean) != 1 || len(p.Local)+len(p.Flags) > 0 || !slices.Equal(in.Production[0].Flags, []string{`\Flagged`}) {
+	if len(p.Clean) != 1 || len(p.Local)+len(p.Flags) > 0 ||
+		!slices.Equal(in.Production[0].Flags, []string{`\Flagged`}) {
 		t.Errorf("%+v", p)
 	}
 	in.Production = []Remote{{3, nil}}
@@ -128,7 +133,8 @@ func TestT28_FlagLeft(t *testing.T) {
 	in = mailbox(1, "A", msg(3, 3, `\Flagged`)).was(msg(3, 3))
 	in.Production = []Remote{{3, []string{`\Flagged`}}}
 	p = Merge(Account{Left: left, Boxes: []Mailbox{in}}).Boxes[0]
-	if len(p.Clean) != 1 || len(p.Flags) != 1 || !slices.Equal(p.Flags[0].Flags, []string{`\Flagged`}) || len(p.Local) > 0 {
+	if len(p.Clean) != 1 || len(p.Flags) != 1 || len(p.Local) > 0 ||
+		!slices.Equal(p.Flags[0].Flags, []string{`\Flagged`}) || len(p.Local) > 0 {
 		t.Errorf("a client set it on the standby: %+v", p)
 	}
 }

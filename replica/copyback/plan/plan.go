@@ -189,7 +189,8 @@ func (b Box) Order() []Kind {
 		Kind
 		do bool
 	}{
-		{Renew, b.Anew != ""}, {LeaveRoom, b.Room > 0}, {CleanFlags, len(b.Clean) > 0}, {SetFlags, len(b.Flags)+len(b.Local) > 0},
+		{Renew, b.Anew != ""}, {LeaveRoom, b.Room > 0}, {CleanFlags, len(b.Clean) > 0},
+		{SetFlags, len(b.Flags)+len(b.Local) > 0},
 		{RemoveAll, len(b.Remove)+len(b.Forget) > 0}, {AdoptAll, len(b.Adopt) > 0}, {ShiftAll, len(b.Shift) > 0},
 		{AppendAll, len(b.Append) > 0}, {ReachNext, late && b.Reach > 0}, {RestoreAll, late && len(b.Restore) > 0},
 		{TakeLate, late && len(b.Late) > 0}, {RaiseSeq, b.Raise && len(b.Shift) == 0},
@@ -243,5 +244,7 @@ func (m Mailbox) BaseRows() map[uint32]*row.Message {
 // may be: those that it was to get from us, and those that the standby delivered.
 func (m Mailbox) MayBe() []*row.Message {
 	anew := m.BeginsAnew() != ""
-	return slices.DeleteFunc(slices.Clone(m.Standby.Rows), func(s *row.Message) bool { return !anew && !s.Fresh && s.Tail == 0 })
+	return slices.DeleteFunc(slices.Clone(m.Standby.Rows), func(s *row.Message) bool {
+		return !anew && !s.Fresh && s.Tail == 0
+	})
 }

@@ -137,7 +137,7 @@ func (s *Store) Alone(ctx context.Context, f func() error) error {
 			if held[a] {
 				continue
 			}
-			if err := a.turn.Take(ctx); err != nil {
+			if err := a.turn.Take(ctx); err != nil { //lock: one caller at a time takes all
 				return err
 			}
 			held[a], more = true, true
@@ -155,15 +155,14 @@ func (s *Store) fold(name string) string {
 
 // place is where an account of a name is in memory, once there is one.
 func (s *Store) place(name string) *account {
+	key, fresh := s.fold(name), newAccount()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	key := s.fold(name)
-	a := s.accounts[key]
-	if a == nil {
-		a = newAccount()
-		s.accounts[key] = a
+	if a := s.accounts[key]; a != nil {
+		return a
 	}
-	return a
+	s.accounts[key] = fresh
+	return fresh
 }
 
 func (s *Store) all() []*account {

@@ -34,7 +34,7 @@ var (
 		"proxy":                 10,
 		"proxy/inline":          122,
 		"replica/blob":          11,
-		"replica/mirror":        5,
+		"replica/mirror":        4,
 		"lab/sim":               3,
 		"replica/meta/metatest": 1,
 	}

@@ -32,42 +32,58 @@ const (
 
 // get returns a connection; fresh tells that it was made just now.
 func (p *pool) get(ctx context.Context, account string) (c *imapc.Conn, fresh bool, err error) {
-	p.mu.Lock()
-	for len(p.idle[account]) > 0 {
-		l := p.idle[account]
-		e := l[len(l)-1]
-		p.idle[account] = l[:len(l)-1]
-		p.n--
+	for {
+		e := p.last(account)
+		if e == nil {
+			c, err = p.dial(ctx, account)
+			return c, true, err
+		}
 		if time.Since(e.since) < poolAge {
-			p.mu.Unlock()
 			return e.c, false, nil
 		}
 		e.c.Close()
 	}
-	p.mu.Unlock()
-	c, err = p.dial(ctx, account)
-	return c, true, err
+}
+
+// last takes out the connection of an account that was used last; nil if there is none.
+func (p *pool) last(account string) *pooled {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	l := p.idle[account]
+	if len(l) == 0 {
+		return nil
+	}
+	p.idle[account] = l[:len(l)-1]
+	p.n--
+	return l[len(l)-1]
 }
 
 func (p *pool) put(account string, c *imapc.Conn) {
+	for _, c := range p.keep(account, c) {
+		c.Close()
+	}
+}
+
+// keep takes a connection in, and returns those that there is no room for.
+func (p *pool) keep(account string, c *imapc.Conn) (out []*imapc.Conn) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.n >= poolSize {
-		p.expire()
+		out = p.expire()
 	}
 	if p.n >= poolSize || len(p.idle[account]) >= poolEach {
-		c.Close()
-		return
+		return append(out, c)
 	}
 	p.idle[account] = append(p.idle[account], &pooled{c, time.Now()})
 	p.n++
+	return out
 }
 
-// expire drops what is too old to be used; mu is held.
-func (p *pool) expire() {
+// expire takes out what is too old to be used; mu is held.
+func (p *pool) expire() (out []*imapc.Conn) {
 	for a, l := range p.idle {
 		for len(l) > 0 && time.Since(l[0].since) > poolAge {
-			l[0].c.Close()
+			out = append(out, l[0].c)
 			l = l[1:]
 			p.n--
 		}
@@ -77,17 +93,19 @@ func (p *pool) expire() {
 			p.idle[a] = l
 		}
 	}
+	return out
 }
 
 func (p *pool) closeAll() {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, l := range p.idle {
+	all := p.idle
+	p.idle, p.n = map[string][]*pooled{}, 0
+	p.mu.Unlock()
+	for _, l := range all {
 		for _, e := range l {
 			e.c.Close()
 		}
 	}
-	p.idle, p.n = map[string][]*pooled{}, 0
 }
 
 // runIdle watches the INBOX of accounts by IDLE, as many as allowed.

@@ -208,8 +208,8 @@ func (b *Box) standby(v *vault.Vault) standby {
 // makeKeeper makes the owner of the failover state, and what acts for it.
 func (b *Box) makeKeeper(l *losses) (err error) {
 	f := b.opt.Config.Failover
-	copier := copyback.New(copyback.Options{Store: b.store, Dial: b.production.DialMaster, Log: b.opt.Log,
-		Lacked: l.lacked})
+	copier := copyback.New(copyback.Options{Store: b.store, Ledgers: b.store, Messages: b.store.Blobs,
+		Dial: b.production.DialMaster, Log: b.opt.Log, Lacked: l.lacked})
 	b.actor = newActor(actor{wire: b.wire, store: b.store, mirror: b.mirror, copier: copier, fence: f.FenceCommand,
 		log: b.opt.Log})
 	b.keeper, err = keeper.New(keeper.Options{Actor: b.actor, Log: b.opt.Log,

@@ -119,7 +119,8 @@ func TestCheck(t *testing.T) {
 		{`[master]` + "→" + "[mirror]\nsweep = \"-5m\"\n[master]", `"-5m" is no time span`},
 	} {
 		from, to, _ := strings.Cut(c.change, "→")
-		if _, err := Parse([]byte(strings.Replace(least, from, to, 1))); err == nil || !strings.Contains(err.Error(), c.want) {
+		if _, err := Parse([]byte(strings.Replace(least, from, to, 1))); err == nil ||
+			!strings.Contains(err.Error(), c.want) {
 			t.Errorf("with %q: %v, want %s", to, err, c.want)
 		}
 	}

@@ -27,10 +27,12 @@ func TestRenames(t *testing.T) {
 		want map[row.MailboxID]string
 	}{
 		{"nothing changed", []*row.Mailbox{box(1, "a", 7, 5)}, []imapc.Listed{listed("a", 7, 5)}, nil},
-		{"renamed", []*row.Mailbox{box(1, "a", 7, 5)}, []imapc.Listed{listed("b", 7, 5)}, map[row.MailboxID]string{1: "b"}},
+		{"renamed", []*row.Mailbox{box(1, "a", 7, 5)}, []imapc.Listed{listed("b", 7, 5)},
+			map[row.MailboxID]string{1: "b"}},
 		{"renamed, and mail came", []*row.Mailbox{box(1, "a", 7, 5)}, []imapc.Listed{listed("b", 7, 9)},
 			map[row.MailboxID]string{1: "b"}},
-		{"another one: fewer were ever in it", []*row.Mailbox{box(1, "a", 7, 5)}, []imapc.Listed{listed("b", 7, 4)}, nil},
+		{"another one: fewer were ever in it", []*row.Mailbox{box(1, "a", 7, 5)}, []imapc.Listed{listed("b", 7, 4)},
+			nil},
 		{"another UIDVALIDITY", []*row.Mailbox{box(1, "a", 7, 5)}, []imapc.Listed{listed("b", 8, 5)}, nil},
 		{"no UIDVALIDITY", []*row.Mailbox{box(1, "a", 0, 0)}, []imapc.Listed{listed("b", 0, 5)}, nil},
 		{"the old one is there, too", []*row.Mailbox{box(1, "a", 7, 5)},
@@ -52,7 +54,8 @@ func TestRenames(t *testing.T) {
 }
 
 func TestAttrs(t *testing.T) {
-	got := attrs(imapc.Listed{Attrs: []string{`\HasNoChildren`, `\Sent`, `\NoInferiors`, `\Subscribed`, `\Marked`, `\Junk`}})
+	got := attrs(imapc.Listed{
+		Attrs: []string{`\HasNoChildren`, `\Sent`, `\NoInferiors`, `\Subscribed`, `\Marked`, `\Junk`}})
 	if want := []string{`\Sent`, `\Junk`}; !slices.Equal(got, want) {
 		t.Errorf("%q, want %q", got, want)
 	}

@@ -47,7 +47,8 @@ func TestCheck(t *testing.T) {
 			{"", "secret", "", ErrUnknown},
 			{"u", "secret", "u@site", nil}, // a wrong one changed nothing
 		} {
-			if a, err := v.Check(c.login, c.password); a != c.account || !errors.Is(err, c.err) || (err == nil) != (c.err == nil) {
+			if a, err := v.Check(c.login, c.password); a != c.account || !errors.Is(err, c.err) ||
+				(err == nil) != (c.err == nil) {
 				t.Errorf("%s with %q: %q, %v; want %q, %v", c.login, c.password, a, err, c.account, c.err)
 			}
 		}

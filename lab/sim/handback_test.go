@@ -51,8 +51,7 @@ func TestT28_FlagLeftByACutCopyBack(t *testing.T) {
 		}
 		do(prod, `UID STORE 1 +FLAGS (\Flagged)`)
 		for uid := uint32(1); uid <= 2; uid++ {
-			if _, err := w.living().Store().BeginCopy(context.Background(), user,
-				row.FlagDoubt(sn.ID, uid, `\Flagged`)); err != nil {
+			if _, err := w.living().Store().BeginCopy(context.Background(), user, row.FlagDoubt(sn.ID, uid, `\Flagged`)); err != nil {
 				t.Error(err)
 			}
 		}
@@ -147,8 +146,8 @@ func TestN18_OwedAndLate(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		h, err := store.Hold(context.Background(),
-			row.Held{From: "x@other.test", Rcpts: []string{user}, Ref: ref, Arrived: time.Now()})
+		h := row.Held{From: "x@other.test", Rcpts: []string{user}, Ref: ref, Arrived: time.Now()}
+		h, err = store.Hold(context.Background(), h)
 		if err == nil {
 			err = store.Owe(context.Background(), h.ID)
 		}

@@ -32,59 +32,55 @@ const (
 
 // get returns a connection; fresh tells that it was made just now.
 func (p *pool) get(ctx context.Context, account string) (c *imapc.Conn, fresh bool, err error) {
-	for {
-		e := p.last(account)
-		if e == nil {
-			c, err = p.dial(ctx, account)
-			return c, true, err
-		}
+	c, old := p.take(account)
+	closeThem(old)
+	if c != nil {
+		return c, false, nil
+	}
+	c, err = p.dial(ctx, account)
+	return c, true, err
+}
+
+// take takes an idle connection out, and those that are too old to be used; c is nil
+// if there is none.
+func (p *pool) take(account string) (c *imapc.Conn, old []*pooled) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for l := p.idle[account]; len(l) > 0; l = p.idle[account] {
+		e := l[len(l)-1]
+		p.idle[account] = l[:len(l)-1]
+		p.n--
 		if time.Since(e.since) < poolAge {
-			return e.c, false, nil
+			return e.c, old
 		}
-		e.c.Close()
+		old = append(old, e)
 	}
+	return nil, old
 }
 
-// last takes out the connection of an account that was used last; nil if there is none.
-func (p *pool) last(account string) *pooled {
+func (p *pool) put(account string, c *imapc.Conn) { closeThem(p.add(account, c)) }
+
+// add keeps a connection, and returns those that are to be closed.
+func (p *pool) add(account string, c *imapc.Conn) (rest []*pooled) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	l := p.idle[account]
-	if len(l) == 0 {
-		return nil
-	}
-	p.idle[account] = l[:len(l)-1]
-	p.n--
-	return l[len(l)-1]
-}
-
-func (p *pool) put(account string, c *imapc.Conn) {
-	for _, c := range p.keep(account, c) {
-		c.Close()
-	}
-}
-
-// keep takes a connection in, and returns those that there is no room for.
-func (p *pool) keep(account string, c *imapc.Conn) (out []*imapc.Conn) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	e := &pooled{c, time.Now()}
 	if p.n >= poolSize {
-		out = p.expire()
+		rest = p.expire()
 	}
 	if p.n >= poolSize || len(p.idle[account]) >= poolEach {
-		return append(out, c)
+		return append(rest, e)
 	}
-	p.idle[account] = append(p.idle[account], &pooled{c, time.Now()})
+	p.idle[account] = append(p.idle[account], e)
 	p.n++
-	return out
+	return rest
 }
 
 // expire takes out what is too old to be used; mu is held.
-func (p *pool) expire() (out []*imapc.Conn) {
+func (p *pool) expire() (old []*pooled) {
 	for a, l := range p.idle {
 		for len(l) > 0 && time.Since(l[0].since) > poolAge {
-			out = append(out, l[0].c)
-			l = l[1:]
+			old, l = append(old, l[0]), l[1:]
 			p.n--
 		}
 		if len(l) == 0 {
@@ -93,18 +89,25 @@ func (p *pool) expire() (out []*imapc.Conn) {
 			p.idle[a] = l
 		}
 	}
-	return out
+	return old
 }
 
-func (p *pool) closeAll() {
+// empty takes all out.
+func (p *pool) empty() (all []*pooled) {
 	p.mu.Lock()
-	all := p.idle
+	defer p.mu.Unlock()
+	for _, l := range p.idle {
+		all = append(all, l...)
+	}
 	p.idle, p.n = map[string][]*pooled{}, 0
-	p.mu.Unlock()
-	for _, l := range all {
-		for _, e := range l {
-			e.c.Close()
-		}
+	return all
+}
+
+func (p *pool) closeAll() { closeThem(p.empty()) }
+
+func closeThem(l []*pooled) {
+	for _, e := range l {
+		e.c.Close()
 	}
 }
 

@@ -312,14 +312,7 @@ func (d *Deliveries) readAgain(ref row.Ref) error {
 			continue
 		}
 		now, there := held[id]
-		if !there {
-			now = was
-			now.State = row.HeldDropped
-		} else if now.State == row.HeldArriving && was.State != row.HeldArriving {
-			// What it has become since is not written: see row.NoWrite.
-			now, _, _ = now.Step(row.HeldHappened{Event: row.HeldRestarted, By: row.ByLoad})
-		}
-		d.put(now)
+		d.put(was.ReadAgain(now, there))
 		delete(held, id)
 	}
 	for _, h := range held {

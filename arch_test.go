@@ -16,7 +16,8 @@ import (
 )
 
 // pure packages know no socket, file, clock, goroutine or log.
-var pure = []string{"snoop/imapwire", "snoop/smtpwire", "snoop/imapsession", "snoop/smtpsession", "replica/row", "replica/match", "proxy/seam", "failover", "console/config"}
+var pure = []string{"snoop/imapwire", "snoop/smtpwire", "snoop/imapsession", "snoop/smtpsession", "replica/row",
+	"replica/match", "proxy/seam", "failover", "console/config"}
 
 // allowed lists what each package may import of this module. The pure packages
 // of any house may be imported from anywhere above them.
@@ -73,23 +74,36 @@ var allowed = map[string][]string{
 
 const module = "understudy/"
 
-func eachFile(t *testing.T, f func(name, pkg string, file *ast.File, fset *token.FileSet)) {
+// eachGoFile calls f for every Go file of the module.
+func eachGoFile(t *testing.T, f func(name string)) {
 	t.Helper()
 	err := filepath.WalkDir(".", func(name string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() || !strings.HasSuffix(name, ".go") || name == "arch_test.go" {
-			return err
+		if err == nil && d.IsDir() && (d.Name() == "testdata" || d.Name() == "bin") {
+			return filepath.SkipDir
 		}
-		fset := token.NewFileSet()
-		file, err := parser.ParseFile(fset, name, nil, parser.ParseComments)
-		if err != nil {
-			return err
+		if err == nil && !d.IsDir() && strings.HasSuffix(name, ".go") {
+			f(name)
 		}
-		f(name, path.Dir(filepath.ToSlash(name)), file, fset)
-		return nil
+		return err
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// eachFile calls f for every Go file but those of this package.
+func eachFile(t *testing.T, f func(name, pkg string, file *ast.File, fset *token.FileSet)) {
+	t.Helper()
+	eachGoFile(t, func(name string) {
+		if pkg := path.Dir(filepath.ToSlash(name)); pkg != "." {
+			fset := token.NewFileSet()
+			file, err := parser.ParseFile(fset, name, nil, parser.ParseComments)
+			if err != nil {
+				t.Fatal(err)
+			}
+			f(name, pkg, file, fset)
+		}
+	})
 }
 
 func TestImports(t *testing.T) {
@@ -102,10 +116,12 @@ func TestImports(t *testing.T) {
 		}
 		for _, im := range file.Imports {
 			p := strings.Trim(im.Path.Value, `"`)
-			if in, ok := strings.CutPrefix(p, module); ok && !slices.Contains(may, in) && !slices.Contains(may, "*") && !strings.HasSuffix(name, "_test.go") {
+			if in, ok := strings.CutPrefix(p, module); ok && !slices.Contains(may, in) && !slices.Contains(may, "*") &&
+				!strings.HasSuffix(name, "_test.go") {
 				t.Errorf("%s imports %s", name, p)
 			}
-			if slices.Contains(pure, pkg) && slices.Contains(forbidden, p) && !strings.HasSuffix(name, "_test.go") && (pkg != "console/config" || p != "net") {
+			if slices.Contains(pure, pkg) && slices.Contains(forbidden, p) && !strings.HasSuffix(name, "_test.go") &&
+				(pkg != "console/config" || p != "net") {
 				t.Errorf("%s is of a pure package and imports %s", name, p)
 			}
 		}
@@ -115,7 +131,8 @@ func TestImports(t *testing.T) {
 				case *ast.GoStmt:
 					t.Errorf("%s is of a pure package and starts a goroutine", name)
 				case *ast.SelectorExpr:
-					if x, ok := n.X.(*ast.Ident); ok && x.Name == "time" && (n.Sel.Name == "Now" || n.Sel.Name == "Since") {
+					if x, ok := n.X.(*ast.Ident); ok && x.Name == "time" &&
+						(n.Sel.Name == "Now" || n.Sel.Name == "Since") {
 						t.Errorf("%s is of a pure package and reads the clock", name)
 					}
 				}

@@ -56,7 +56,9 @@ func TestB2_DoubtfulIsNotAdopted(t *testing.T) {
 	good := rawLogin(t, b.IMAP, u)
 	good.do("s SELECT INBOX")
 	// Odd, and understood alike by both: no doubt.
-	good.send("a LIST \"\" {03+}\r\nabc\r\nd STATUS {3+}\r\na\x00b (UIDNEXT)\r\ne NOOP x{30+}\r\nf LOGIN victim victim-password\r\nb NOOP\n")
+	good.send(
+		"a LIST \"\" {03+}\r\nabc\r\nd STATUS {3+}\r\na\x00b (UIDNEXT)\r\ne NOOP x{30+}\r\nf LOGIN victim " +
+			"victim-password\r\nb NOOP\n")
 	good.until("b OK")
 	time.Sleep(time.Second)
 	s.Kill()
@@ -71,7 +73,8 @@ func TestB2_DoubtfulIsNotAdopted(t *testing.T) {
 		var all bytes.Buffer
 		_, err := all.ReadFrom(r.br)
 		var late net.Error
-		if strings.Contains(all.String(), "zz OK") || !strings.Contains(all.String(), "* BYE") && err != nil && isTimeout(err, &late) {
+		if strings.Contains(all.String(), "zz OK") || !strings.Contains(all.String(), "* BYE") && err != nil &&
+			isTimeout(err, &late) {
 			t.Errorf("%s: the session went on: %q (%v)", name, all.String(), err)
 		}
 	}
@@ -88,8 +91,10 @@ func isTimeout(err error, ne *net.Error) bool {
 func TestN37_BlipAndSlowness(t *testing.T) {
 	s := newSite(t, 1)
 	u := s.Users[0]
-	b := newBox(t, s, map[string]string{"failover.hold": `"1s"`, "failover.hold_silent": `"45s"`, "failover.probe": `"1s"`, "failover.probe_timeout": `"2s"`,
-		"failover.return_probes": "5", "failover.cooldown": `"10m"`})
+	b := newBox(t, s,
+		map[string]string{"failover.hold": `"1s"`, "failover.hold_silent": `"45s"`, "failover.probe": `"1s"`,
+			"failover.probe_timeout": `"2s"`,
+			"failover.return_probes": "5", "failover.cooldown": `"10m"`})
 	waitPhase(t, b, "protecting")
 	r := rawLogin(t, b.IMAP, u)
 	r.do("a SELECT INBOX")

@@ -29,24 +29,45 @@ const thisBox, beforeBox = "understudy", "before"
 // rounds are interleaved over the ways; the median counts.
 const rounds = 3
 
-// benchRow is one row of the table; run returns how much it did in which time.
+// benchRow is one row of the table.
 type benchRow struct {
 	name string
-	run  func(t *testing.T, w way) (done float64, took time.Duration)
+	run  rowWork
 }
 
+// rowWork is what a row does through a way; it returns how much it did in which time.
+type rowWork func(t *testing.T, w way) (done float64, took time.Duration)
+
 func benchRows() []benchRow {
+	noop := func(n int) rowWork {
+		return func(t *testing.T, w way) (float64, time.Duration) { return noops(t, w.imap, w.users[0], n) }
+	}
+	smtp := func(one bool) rowWork {
+		return func(t *testing.T, w way) (float64, time.Duration) { return smtps(t, w.smtp, w.users[2], one) }
+	}
 	return []benchRow{
-		{"NOOP, 1 connection /s", func(t *testing.T, w way) (float64, time.Duration) { return noops(t, w.imap, w.users[0], 1) }},
-		{"NOOP, 20 connections /s", func(t *testing.T, w way) (float64, time.Duration) { return noops(t, w.imap, w.users[0], 20) }},
-		{"mixed commands, 20 connections /s", func(t *testing.T, w way) (float64, time.Duration) { return mixed(t, w.imap, w.users) }},
-		{"login + logout /s", func(t *testing.T, w way) (float64, time.Duration) { return logins(t, w.imap, w.users[0]) }},
-		{"bulk FETCH MB/s", func(t *testing.T, w way) (float64, time.Duration) { return bulk(t, w.imap, w.users[0], false) }},
-		{"bulk FETCH over TLS MB/s", func(t *testing.T, w way) (float64, time.Duration) { return bulk(t, w.imapTLS, w.users[0], true) }},
-		{"APPEND 4 kB /s", func(t *testing.T, w way) (float64, time.Duration) { return appends(t, w.imap, w.users[1]) }},
-		{"SMTP 4 kB, one message a session /s", func(t *testing.T, w way) (float64, time.Duration) { return smtps(t, w.smtp, w.users[2], false) }},
-		{"SMTP 4 kB, one session /s", func(t *testing.T, w way) (float64, time.Duration) { return smtps(t, w.smtp, w.users[2], true) }},
-		{"submission with AUTH /s", func(t *testing.T, w way) (float64, time.Duration) { return submits(t, w.submit, w.users[3]) }},
+		{"NOOP, 1 connection /s", noop(1)},
+		{"NOOP, 20 connections /s", noop(20)},
+		{"mixed commands, 20 connections /s", func(t *testing.T, w way) (float64, time.Duration) {
+			return mixed(t, w.imap, w.users)
+		}},
+		{"login + logout /s", func(t *testing.T, w way) (float64, time.Duration) {
+			return logins(t, w.imap, w.users[0])
+		}},
+		{"bulk FETCH MB/s", func(t *testing.T, w way) (float64, time.Duration) {
+			return bulk(t, w.imap, w.users[0], false)
+		}},
+		{"bulk FETCH over TLS MB/s", func(t *testing.T, w way) (float64, time.Duration) {
+			return bulk(t, w.imapTLS, w.users[0], true)
+		}},
+		{"APPEND 4 kB /s", func(t *testing.T, w way) (float64, time.Duration) {
+			return appends(t, w.imap, w.users[1])
+		}},
+		{"SMTP 4 kB, one message a session /s", smtp(false)},
+		{"SMTP 4 kB, one session /s", smtp(true)},
+		{"submission with AUTH /s", func(t *testing.T, w way) (float64, time.Duration) {
+			return submits(t, w.submit, w.users[3])
+		}},
 	}
 }
 
@@ -237,7 +258,8 @@ func bulk(t *testing.T, addr, u string, secure bool) (done float64, took time.Du
 	}
 	bytes, start := 0, time.Now()
 	for time.Since(start) < benchTime {
-		if err := c.Fetch("1:*", "(UID BODY.PEEK[])", func(m imapc.Message) error { bytes += len(m.Body); return nil }); err != nil {
+		err := c.Fetch("1:*", "(UID BODY.PEEK[])", func(m imapc.Message) error { bytes += len(m.Body); return nil })
+		if err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -248,7 +270,10 @@ func appends(t *testing.T, addr, u string) (done float64, took time.Duration) {
 	body := message("append", 4000)
 	return calls(t, 1, func(int) (func() error, func()) {
 		c := must(site.Dial(t.Context(), addr, u))(t)
-		return func() error { _, _, err := c.Append(imapc.Appending{Mailbox: "INBOX", Body: body}); return err }, c.Close
+		return func() error {
+			_, _, err := c.Append(imapc.Appending{Mailbox: "INBOX", Body: body})
+			return err
+		}, c.Close
 	})
 }
 
@@ -397,9 +422,12 @@ func haproxy(t *testing.T, s *site.Site, dir, cert, key string) way {
 	if err := os.WriteFile(pem, both, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	conf := fmt.Sprintf("global\n maxconn 4000\ndefaults\n mode tcp\n timeout connect 5s\n timeout client 60s\n timeout server 60s\n"+
-		"listen imap\n bind 127.0.0.1:%d\n server a 127.0.0.1:%d\nlisten imaps\n bind 127.0.0.1:%d ssl crt %s\n server a 127.0.0.1:%d\n"+
-		"listen smtp\n bind 127.0.0.1:%d\n server a 127.0.0.1:%d\nlisten sub\n bind 127.0.0.1:%d\n server a 127.0.0.1:%d\n",
+	conf := fmt.Sprintf("global\n maxconn 4000\ndefaults\n mode tcp\n"+
+		" timeout connect 5s\n timeout client 60s\n timeout server 60s\n"+
+		"listen imap\n bind 127.0.0.1:%d\n server a 127.0.0.1:%d\n"+
+		"listen imaps\n bind 127.0.0.1:%d ssl crt %s\n server a 127.0.0.1:%d\n"+
+		"listen smtp\n bind 127.0.0.1:%d\n server a 127.0.0.1:%d\n"+
+		"listen sub\n bind 127.0.0.1:%d\n server a 127.0.0.1:%d\n",
 		p[0], s.IMAPPort, p[1], pem, s.IMAPPort, p[2], s.SMTPPort, p[3], s.SubmissionPort)
 	path := filepath.Join(dir, "haproxy.cfg")
 	peer(t, conf, path, "haproxy", "-f", path)

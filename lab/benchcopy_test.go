@@ -27,11 +27,13 @@ func firstCopy(t *testing.T, before string) {
 	ways := []way{{name: thisBox}}
 	copies := []func(round int) (cpu time.Duration){func(int) time.Duration { return copyBox(t, binary, s) }}
 	if before != "" {
-		ways, copies = append(ways, way{name: beforeBox}), append(copies, func(int) time.Duration { return copyBox(t, before, s) })
+		ways = append(ways, way{name: beforeBox})
+		copies = append(copies, func(int) time.Duration { return copyBox(t, before, s) })
 	} else {
 		ways = append(ways, way{name: "doveadm backup"}, way{name: "mbsync to IMAP"}, way{name: "mbsync to Maildir"})
 		copies = append(copies, func(round int) time.Duration { return backup(t, s, far, round) },
-			func(round int) time.Duration { return toIMAP(t, s, far, round) }, func(int) time.Duration { return toMaildir(t, s) })
+			func(round int) time.Duration { return toIMAP(t, s, far, round) },
+			func(int) time.Duration { return toMaildir(t, s) })
 	}
 	got := make([]column, len(ways))
 	for round := range rounds {
@@ -55,7 +57,8 @@ func copyBox(t *testing.T, binary string, s *site.Site) (cpu time.Duration) {
 
 func backup(t *testing.T, s, far *site.Site, round int) time.Duration {
 	for _, u := range s.Users {
-		if _, err := s.Doveadm("backup", "-u", u, "sdbox:"+filepath.Join(far.Dir, "mail", fmt.Sprint("backup", round), u)); err != nil {
+		to := filepath.Join(far.Dir, "mail", fmt.Sprint("backup", round), u)
+		if _, err := s.Doveadm("backup", "-u", u, "sdbox:"+to); err != nil {
 			t.Log(err)
 		}
 	}
@@ -64,7 +67,8 @@ func backup(t *testing.T, s, far *site.Site, round int) time.Duration {
 
 func toIMAP(t *testing.T, s, far *site.Site, round int) time.Duration {
 	for i, u := range s.Users {
-		mbsync(t, s, u, fmt.Sprintf("IMAPAccount b\nHost 127.0.0.1\nPort %d\nUser %s\nPass %s\nSSLType None\nAuthMechs LOGIN\n\nIMAPStore near\nAccount b\nPath round%d/\n\n",
+		mbsync(t, s, u, fmt.Sprintf("IMAPAccount b\nHost 127.0.0.1\nPort %d\nUser %s\nPass %s\n"+
+			"SSLType None\nAuthMechs LOGIN\n\nIMAPStore near\nAccount b\nPath round%d/\n\n",
 			far.IMAPPort, far.Users[i], site.Password(far.Users[i]), round))
 	}
 	return 0
@@ -84,7 +88,9 @@ func toMaildir(t *testing.T, s *site.Site) time.Duration {
 func mbsync(t *testing.T, s *site.Site, u, near string) {
 	t.Helper()
 	d := t.TempDir()
-	rc := fmt.Sprintf("SyncState %s/\nIMAPAccount a\nHost 127.0.0.1\nPort %d\nUser %s\nPass %s\nSSLType None\nAuthMechs LOGIN\n\nIMAPStore far\nAccount a\n\n%sChannel c\nFar :far:\nNear :near:\nPatterns INBOX\nCreate Near\nSync Pull\nSyncState %s/state-\n",
+	rc := fmt.Sprintf("SyncState %s/\nIMAPAccount a\nHost 127.0.0.1\nPort %d\nUser %s\nPass %s\nSSLType None\n"+
+		"AuthMechs LOGIN\n\nIMAPStore far\nAccount a\n\n%sChannel c\nFar :far:\n"+
+		"Near :near:\nPatterns INBOX\nCreate Near\nSync Pull\nSyncState %s/state-\n",
 		d, s.IMAPPort, u, site.Password(u), near, d)
 	path := filepath.Join(d, "rc")
 	if err := os.WriteFile(path, []byte(rc), 0o600); err != nil {

@@ -53,7 +53,7 @@ func processorTime(pid int) time.Duration {
 }
 
 // measured runs a row through a way.
-func (w way) measured(t *testing.T, run func(*testing.T, way) (done float64, took time.Duration)) (s sample) {
+func (w way) measured(t *testing.T, run rowWork) (s sample) {
 	t.Helper()
 	before := processorTime(w.pid)
 	s.done, s.took = run(t, w)
@@ -117,7 +117,8 @@ func printRow(name string, ways []way, got []column) {
 			line += fmt.Sprintf(" (cpu %.0f µs)", cpu.middle)
 		}
 	}
-	newer, older := slices.IndexFunc(ways, func(w way) bool { return w.name == thisBox }), slices.IndexFunc(ways, func(w way) bool { return w.name == beforeBox })
+	named := func(name string) int { return slices.IndexFunc(ways, func(w way) bool { return w.name == name }) }
+	newer, older := named(thisBox), named(beforeBox)
 	if older >= 0 {
 		rate, ok := got[newer].against(got[older], sample.rate)
 		if ok {
@@ -141,7 +142,8 @@ func TestProcessorTime(t *testing.T) {
 	if d := processorTime(-1); d != 0 {
 		t.Errorf("no process used %s", d)
 	}
-	c, o := column{{done: 10, took: time.Second, cpu: time.Second}, {done: 30, took: time.Second, cpu: time.Second}}, column{{done: 10, took: time.Second}, {done: 10, took: time.Second}}
+	c := column{{done: 10, took: time.Second, cpu: time.Second}, {done: 30, took: time.Second, cpu: time.Second}}
+	o := column{{done: 10, took: time.Second}, {done: 10, took: time.Second}}
 	if s, ok := c.against(o, sample.rate); !ok || s != (spread{1, 3, 3}) {
 		t.Errorf("%v", s)
 	}

@@ -35,8 +35,10 @@ func TestBench_Wire(t *testing.T) {
 	accepting(t, n.server, ":8080", func(c net.Conn) { _, _ = c.Write(blob) })
 	type figures struct{ fetch, bulk, one, many float64 }
 	measure := func(name, addr string) figures {
-		f := figures{fetch: fetchRate(t, n, addr, u, len(big)), bulk: bulkRate(t, n.client, addr, len(blob)), one: connRate(n.client, addr, 1), many: connRate(n.client, addr, 8)}
-		t.Logf("%-22s %s: FETCH %5.0f MB/s, another port %6.0f MB/s, connections+banner+QUIT %5.0f/s one by one, %5.0f/s with 8 at a time", name, addr, f.fetch, f.bulk, f.one, f.many)
+		f := figures{fetch: fetchRate(t, n, addr, u, len(big)), bulk: bulkRate(t, n.client, addr, len(blob)),
+			one: connRate(n.client, addr, 1), many: connRate(n.client, addr, 8)}
+		t.Logf("%-22s %s: FETCH %5.0f MB/s, another port %6.0f MB/s, connections+banner+QUIT %5.0f/s one by one, "+
+			"%5.0f/s with 8 at a time", name, addr, f.fetch, f.bulk, f.one, f.many)
 		return f
 	}
 	for _, addr := range []string{server4, server6} {
@@ -54,8 +56,10 @@ func TestBench_Wire(t *testing.T) {
 		check(t, n.lan.Unplug("down"))
 		check(t, n.lan.Up("box", true))
 		time.Sleep(time.Second)
-		t.Logf("%s, of the rate without the box: bridged FETCH %.2f, other port %.2f, connections %.2f / %.2f; diverted FETCH %.2f, other port %.2f, connections %.2f / %.2f", addr,
-			bri.fetch/dir.fetch, bri.bulk/dir.bulk, bri.one/dir.one, bri.many/dir.many, div.fetch/dir.fetch, div.bulk/dir.bulk, div.one/dir.one, div.many/dir.many)
+		t.Logf("%s, of the rate without the box: bridged FETCH %.2f, other port %.2f, connections %.2f / %.2f; "+
+			"diverted FETCH %.2f, other port %.2f, connections %.2f / %.2f", addr,
+			bri.fetch/dir.fetch, bri.bulk/dir.bulk, bri.one/dir.one, bri.many/dir.many,
+			div.fetch/dir.fetch, div.bulk/dir.bulk, div.one/dir.one, div.many/dir.many)
 	}
 }
 
@@ -75,10 +79,11 @@ func TestBench_WireBefore(t *testing.T) {
 	ways := []way{{name: thisBox}, {name: beforeBox}}
 	rows := []struct {
 		name string
-		run  func(*testing.T, way) (done float64, took time.Duration)
+		run  rowWork
 	}{
 		{"diverted FETCH MB/s", func(t *testing.T, _ way) (float64, time.Duration) {
-			return float64(len(big)) / 1e6, time.Duration(float64(len(big)) / 1e6 / fetchRate(t, n, server4, u, len(big)) * float64(time.Second))
+			mb := float64(len(big)) / 1e6
+			return mb, time.Duration(mb / fetchRate(t, n, server4, u, len(big)) * float64(time.Second))
 		}},
 		{"diverted connections /s", func(_ *testing.T, _ way) (float64, time.Duration) {
 			return 3 * connRate(n.client, server4, 1), 3 * time.Second

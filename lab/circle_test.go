@@ -11,7 +11,9 @@ import (
 )
 
 func message(id string, size int) []byte {
-	head := fmt.Sprintf("From: a@other.test\r\nTo: b@%s\r\nSubject: message %s\r\nMessage-ID: <%s@other.test>\r\nDate: Mon, 02 Nov 2026 10:00:00 +0000\r\n\r\n", site.Domain, id, id)
+	head := fmt.Sprintf(
+		"From: a@other.test\r\nTo: b@%s\r\nSubject: message %s\r\nMessage-ID: <%s@other.test>\r\nDate: Mon, 02 Nov "+
+			"2026 10:00:00 +0000\r\n\r\n", site.Domain, id, id)
 	line := strings.Repeat("x", 70) + "\r\n"
 	return []byte(head + strings.Repeat(line, 1+size/72))
 }
@@ -22,7 +24,8 @@ func TestWalk(t *testing.T) {
 	u := s.Users[0]
 	d := dial(t, direct(s), u)
 	for i := range 10 {
-		if _, _, err := d.Append(imapc.Appending{Mailbox: "INBOX", Body: message(fmt.Sprint("old", i), 500)}); err != nil {
+		if _, _,
+			err := d.Append(imapc.Appending{Mailbox: "INBOX", Body: message(fmt.Sprint("old", i), 500)}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -45,7 +48,8 @@ func TestWalk(t *testing.T) {
 	do(t, c, `EXPUNGE`)
 	do(t, c, `CREATE Outage`)
 	for i := range 3 {
-		if _, _, err := c.Append(imapc.Appending{Mailbox: "INBOX", Body: message(fmt.Sprint("new", i), 500)}); err != nil {
+		if _, _,
+			err := c.Append(imapc.Appending{Mailbox: "INBOX", Body: message(fmt.Sprint("new", i), 500)}); err != nil {
 			t.Fatal(err)
 		}
 	}

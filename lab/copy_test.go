@@ -21,11 +21,15 @@ func mail(rng *rand.Rand, i int, user string) []byte {
 	case 3: // 8-bit, without a MIME header
 		return []byte(fmt.Sprintf("Subject: Gr\xfc\xdfe %d\r\nFrom: x@y\r\n\r\n\xe4\xf6\xfc %d\r\n", i, i))
 	case 7: // multipart without end, header without colon
-		return []byte(fmt.Sprintf("Subject: broken %d\r\nno colon here\r\nContent-Type: multipart/mixed; boundary=\"b\"\r\n\r\n--b\r\nContent-Type: text/plain\r\n\r\nhalf %d\r\n", i, i))
+		return []byte(
+			fmt.Sprintf(
+				"Subject: broken %d\r\nno colon here\r\nContent-Type: multipart/mixed; "+
+					"boundary=\"b\"\r\n\r\n--b\r\nContent-Type: text/plain\r\n\r\nhalf %d\r\n", i, i))
 	case 11: // no header at all
 		return []byte(fmt.Sprintf("\r\nbody only %d\r\n", i))
 	case 15: // an attachment
-		return append(message(fmt.Sprint(i, user), 200), bytes.Repeat([]byte("QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVo=\r\n"), 1000+rng.IntN(3000))...)
+		return append(message(fmt.Sprint(i, user), 200),
+			bytes.Repeat([]byte("QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVo=\r\n"), 1000+rng.IntN(3000))...)
 	}
 	return message(fmt.Sprintf("m%d-%s", i, user), 500+rng.IntN(6000))
 }
@@ -46,10 +50,12 @@ func fill(t *testing.T, s *site.Site, user string, n int) {
 			return
 		}
 	}
-	flags := [][]string{{`\Seen`}, {}, {`\Seen`, `\Answered`, "$Forwarded"}, {`\Flagged`, "work", "NonJunk"}, {`\Draft`}}
+	flags := [][]string{{`\Seen`}, {}, {`\Seen`, `\Answered`, "$Forwarded"}, {`\Flagged`, "work", "NonJunk"},
+		{`\Draft`}}
 	var tags []string
 	for i := range n {
-		tag, err := c.SendAppend(imapc.Appending{Mailbox: boxes[i%len(boxes)], Flags: flags[i%len(flags)], Date: time.Date(2025, 1, 1, 0, i, 0, 0, time.FixedZone("", 3600)), Body: mail(rng, i, user)})
+		tag, err := c.SendAppend(imapc.Appending{Mailbox: boxes[i%len(boxes)], Flags: flags[i%len(flags)],
+			Date: time.Date(2025, 1, 1, 0, i, 0, 0, time.FixedZone("", 3600)), Body: mail(rng, i, user)})
 		if err != nil {
 			t.Error(err)
 			return
@@ -140,7 +146,8 @@ func TestE7_FirstCopyResumes(t *testing.T) {
 		t.Fatal(err)
 	}
 	waitPhase(t, b, "protecting")
-	t.Logf("first copy of %d messages: killed after %s, complete after %s", total, killedAt.Round(time.Millisecond), time.Since(start).Round(time.Millisecond))
+	t.Logf("first copy of %d messages: killed after %s, complete after %s", total, killedAt.Round(time.Millisecond),
+		time.Since(start).Round(time.Millisecond))
 	if out := order(t, b, "tasks", "--job", "sweep"); out == "" {
 		t.Error("no tasks are listed")
 	}

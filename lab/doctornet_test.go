@@ -62,7 +62,8 @@ func TestDoctorNetwork(t *testing.T) {
 	echo(t, n.server, ":993")
 	finds("warning production answers at " + server4 + ":993, which is not diverted")
 	check(t, n.other.Addr("eth0", false, server4+"/24"))
-	finds("error " + strings.ToLower(n.other.MAC("eth0").String()) + " answers for production's " + server4 + " on the LAN")
+	finds("error " + strings.ToLower(n.other.MAC("eth0").String()) + " answers for production's " + server4 +
+		" on the LAN")
 	check(t, n.other.Addr("eth0", false, boxAddr4+"/24"))
 	finds("error the box's own address " + boxAddr4 + " is in use")
 	check(t, n.other.Unplug("eth0"))
@@ -101,7 +102,8 @@ func TestDoctorNetwork(t *testing.T) {
 
 	n.b.Attr = &syscall.SysProcAttr{Credential: n.b.Attr.Credential}
 	finds("error the process lacks CAP_NET_ADMIN")
-	if _, err := n.b.Run(t.Context(), "network", "apply"); err == nil || !strings.Contains(err.Error(), "CAP_NET_ADMIN") {
+	if _, err := n.b.Run(t.Context(), "network", "apply"); err == nil ||
+		!strings.Contains(err.Error(), "CAP_NET_ADMIN") {
 		t.Errorf("without rights: %v", err)
 	}
 }
@@ -109,9 +111,12 @@ func TestDoctorNetwork(t *testing.T) {
 // The units give the process what it needs, and no more.
 func TestUnits(t *testing.T) {
 	for file, want := range map[string][]string{
-		"understudy.service": {"User=understudy", "AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW CAP_NET_BIND_SERVICE", "CapabilityBoundingSet=CAP_NET_ADMIN CAP_NET_RAW CAP_NET_BIND_SERVICE",
-			"NoNewPrivileges=yes", "LimitNOFILE=65536", "ProtectSystem=strict", "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK AF_PACKET"},
-		"understudy-network.service": {"Type=oneshot", "ExecStart=/usr/bin/understudy network apply --config /etc/understudy.toml"},
+		"understudy.service": {"User=understudy", "AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW CAP_NET_BIND_SERVICE",
+			"CapabilityBoundingSet=CAP_NET_ADMIN CAP_NET_RAW CAP_NET_BIND_SERVICE",
+			"NoNewPrivileges=yes", "LimitNOFILE=65536", "ProtectSystem=strict",
+			"RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK AF_PACKET"},
+		"understudy-network.service": {"Type=oneshot",
+			"ExecStart=/usr/bin/understudy network apply --config /etc/understudy.toml"},
 	} {
 		b := must(os.ReadFile(filepath.Join("..", "appliance-image", "units", file)))(t)
 		for _, w := range want {

@@ -126,7 +126,8 @@ func TestT4_FailToWire(t *testing.T) {
 	n.armed(t)
 	waitPhase(t, n.b, "protecting")
 	u := n.site.Users[0]
-	vs := []*visitor{visiting(n.client, server4, 2*time.Millisecond), visiting(n.other, server6, 2*time.Millisecond), visiting(n.remote, server4, 2*time.Millisecond)}
+	vs := []*visitor{visiting(n.client, server4, 2*time.Millisecond), visiting(n.other, server6, 2*time.Millisecond),
+		visiting(n.remote, server4, 2*time.Millisecond)}
 	for _, v := range vs {
 		v.waitFor(t, time.Now(), "box", 10*time.Second)
 	}
@@ -184,7 +185,8 @@ func TestT4_FailToWire(t *testing.T) {
 			}()
 			for _, v := range vs {
 				d, failed := v.waitFor(t, at, "direct", 5*time.Second)
-				t.Logf("%s: the first direct greeting %.1f ms after the kill, %d connections failed", v.name, ms(d), failed)
+				t.Logf("%s: the first direct greeting %.1f ms after the kill, %d connections failed", v.name, ms(d),
+					failed)
 			}
 			n.b.Kill() // it is dead; this waits
 			select {

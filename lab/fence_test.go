@@ -140,7 +140,8 @@ func other(mac net.HardwareAddr) net.HardwareAddr {
 func TestT18_Fence(t *testing.T) {
 	n := newNetwork(t)
 	n.serve(t, 2)
-	for _, p := range []string{"net/ipv4/ip_default_ttl", "net/ipv6/conf/all/hop_limit", "net/ipv6/conf/eth0/hop_limit"} {
+	for _, p := range []string{"net/ipv4/ip_default_ttl", "net/ipv6/conf/all/hop_limit",
+		"net/ipv6/conf/eth0/hop_limit"} {
 		check(t, n.server.Sysctl(p, fmt.Sprint(ttl)))
 	}
 	for _, p := range []string{"net/ipv4/conf/eth0/arp_notify", "net/ipv6/conf/eth0/ndisc_notify"} {
@@ -167,7 +168,8 @@ func TestT18_Fence(t *testing.T) {
 		defer func() { _ = c.Close() }()
 		br := bufio.NewReader(c)
 		auth := "AUTH PLAIN " + plain(u[0])
-		for _, l := range []string{"", "EHLO c.test", auth, "MAIL FROM:<" + u[0] + ">", "RCPT TO:<friend@other.test>", "DATA", string(message(id, 100)) + "\r\n.", "QUIT"} {
+		for _, l := range []string{"", "EHLO c.test", auth, "MAIL FROM:<" + u[0] + ">", "RCPT TO:<friend@other.test>",
+			"DATA", string(message(id, 100)) + "\r\n.", "QUIT"} {
 			if l != "" {
 				_, _ = io.WriteString(c, l+"\r\n")
 			}
@@ -241,7 +243,8 @@ func TestT18_Fence(t *testing.T) {
 					t.Errorf("at the %s %d frames of a fenced production were seen: %.600q", where, len(l), l)
 				}
 			}
-			held, second = login(top, n.client, server4, u[0]), login(top, n.remote, server6, u[1]) // the box was killed
+			// the box was killed
+			held, second = login(top, n.client, server4, u[0]), login(top, n.remote, server6, u[1])
 			do(t, held, "SELECT INBOX")
 			waitPhase(t, n.b, "returning")
 			order(t, n.b, "handback")
@@ -255,10 +258,11 @@ func TestT18_Fence(t *testing.T) {
 			now := n.server.MAC("eth0").String()
 			for _, h := range []*hosts.Host{n.client, n.other, n.router} {
 				for _, a := range []string{server4, server6} {
-					n.until(t, 5*time.Second, fmt.Sprintf("known to %s at %s, but at %s", h.Name, now, h.Neighbour("eth0", a)), func() bool {
-						k := h.Neighbour("eth0", a)
-						return k == now || k == "" && h == n.router
-					})
+					n.until(t, 5*time.Second,
+						fmt.Sprintf("known to %s at %s, but at %s", h.Name, now, h.Neighbour("eth0", a)), func() bool {
+							k := h.Neighbour("eth0", a)
+							return k == now || k == "" && h == n.router
+						})
 				}
 			}
 			sshTo(t, n.client, server4)
@@ -289,7 +293,8 @@ func (n *network) killAndReboot(t *testing.T) {
 	if err := n.b.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	n.until(t, 10*time.Second, "serving again", func() bool { return served(n.client, server4, n.site.Users[0], time.Second) == nil })
+	n.until(t, 10*time.Second, "serving again",
+		func() bool { return served(n.client, server4, n.site.Users[0], time.Second) == nil })
 	if s, err := n.b.Status(t.Context()); err != nil || s.Answering != "standby" || !s.Network.Fenced {
 		t.Errorf("started again it says %+v %v", s, err)
 	}
@@ -336,12 +341,14 @@ func TestB12_OpenWhenDead(t *testing.T) {
 	}
 	n.b.Kill()
 	for _, a := range []string{server4, server6} {
-		n.until(t, 5*time.Second, "open", func() bool { return who(greeting(n.client, at(a, 143), time.Second)) == "direct" })
+		n.until(t, 5*time.Second, "open",
+			func() bool { return who(greeting(n.client, at(a, 143), time.Second)) == "direct" })
 	}
 	if err := n.b.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	n.until(t, 10*time.Second, "fenced again", func() bool { return who(greeting(n.client, at(server4, 143), time.Second)) == "box" })
+	n.until(t, 10*time.Second, "fenced again",
+		func() bool { return who(greeting(n.client, at(server4, 143), time.Second)) == "box" })
 	check(t, served(n.client, server4, u, 5*time.Second))
 	waitPhase(t, n.b, "returning")
 	order(t, n.b, "handback")
@@ -417,7 +424,8 @@ func TestB5_NothingArrivesLate(t *testing.T) {
 	if _, _, err := c.Append(imapc.Appending{Mailbox: "INBOX", Body: message("in-flight", 20_000)}); err != nil {
 		t.Fatal(err)
 	}
-	if r := sendFrom(t, n.client, at(server4, 25), "x@other.test", string(message("in-flight-mail", 20_000)), u); r.Code != 250 {
+	if r := sendFrom(t, n.client, at(server4, 25), "x@other.test", string(message("in-flight-mail", 20_000)),
+		u); r.Code != 250 {
 		t.Fatal(r)
 	}
 	waitPhase(t, n.b, "serving")

@@ -31,8 +31,10 @@ import (
 func certificate(t *testing.T, dir, name string, serial int64, names ...string) (cert, key string) {
 	t.Helper()
 	k := must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))(t)
-	tmpl := &x509.Certificate{SerialNumber: big.NewInt(serial), Subject: pkix.Name{CommonName: names[0]}, DNSNames: names,
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour), IsCA: true, BasicConstraintsValid: true}
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(serial), Subject: pkix.Name{CommonName: names[0]},
+		DNSNames:  names,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour), IsCA: true,
+		BasicConstraintsValid: true}
 	der := must(x509.CreateCertificate(rand.Reader, tmpl, tmpl, &k.PublicKey, k))(t)
 	kb := must(x509.MarshalECPrivateKey(k))(t)
 	cert, key = filepath.Join(dir, name+".pem"), filepath.Join(dir, name+".key")

@@ -68,10 +68,12 @@ func imapScript(user string, first bool) script {
 		{string(msg) + "\r\n", "^b1 "},
 		{lit("b2", "+") + string(msg) + "\r\n", "^b2 "},
 		{fmt.Sprintf("b3 APPEND Work {%d+}\r\n%s\r\n", len(big), big), "^b3 "},
-		{"c1 SELECT INBOX\r\nc2 FETCH 1:* (UID FLAGS RFC822.SIZE BODY[HEADER.FIELDS (SUBJECT)])\r\nc3 NOOP\r\n", "^c3 "},
+		{"c1 SELECT INBOX\r\nc2 FETCH 1:* (UID FLAGS RFC822.SIZE BODY[HEADER.FIELDS (SUBJECT)])\r\nc3 NOOP\r\n",
+			"^c3 "},
 		{"c4 IDLE\r\n", `^\+`},
 		{"DONE\r\n", "^c4 "},
-		{"c5 STORE 1 +FLAGS (\\Flagged $Junk)\r\nc6 COPY 1 Work\r\nc7 STORE 2 +FLAGS (\\Deleted)\r\nc8 EXPUNGE\r\n", "^c8 "},
+		{"c5 STORE 1 +FLAGS (\\Flagged $Junk)\r\nc6 COPY 1 Work\r\nc7 STORE 2 +FLAGS (\\Deleted)\r\nc8 EXPUNGE\r\n",
+			"^c8 "},
 		{"c9 UID FETCH 1:* BODY[]\r\n", "^c9 "},
 		{"d1 UID SEARCH SUBJECT transcript\r\nd2 NONSENSE\r\nd3 FETCH 99 FLAGS\r\n", "^d3 "},
 		{"d4 EXAMINE Work\r\nd5 FETCH 1 BODY[]<100.2000>\r\nd6 CLOSE\r\nd7 DELETE Work\r\nd8 LOGOUT\r\n", "^d8 "},
@@ -85,7 +87,8 @@ func smtpScript(user string) script {
 		{"NOOP\r\n", "^250 "},
 		{"BOGUS\r\n", "^5"},
 		{"RCPT TO:<" + user + ">\r\n", "^503 "},
-		{"MAIL FROM:<a@other.test> SIZE=1000 BODY=8BITMIME\r\nRCPT TO:<" + user + ">\r\nRCPT TO:<nobody@example.test>\r\nRCPT TO:<x@elsewhere.test>\r\nDATA\r\n", "^(354|503)"},
+		{"MAIL FROM:<a@other.test> SIZE=1000 BODY=8BITMIME\r\nRCPT TO:<" + user +
+			">\r\nRCPT TO:<nobody@example.test>\r\nRCPT TO:<x@elsewhere.test>\r\nDATA\r\n", "^(354|503)"},
 		{"Subject: one\r\nMessage-ID: <one@other.test>\r\n\r\n..dot\r\nend\r\n.\r\n", "^250 "},
 		{"RSET\r\n", "^250 "},
 		{"MAIL FROM:<>\r\n", "^250 "},
@@ -95,13 +98,17 @@ func smtpScript(user string) script {
 	}
 }
 
-var changing = regexp.MustCompile(`(UIDVALIDITY|UIDNEXT|APPENDUID|COPYUID|HIGHESTMODSEQ|queued as|MODSEQ) ?\(?[0-9A-Za-z:, ]+|\(0\.\d+ \+ \d\.\d+[^)]*\)|user\d\d@|Message-ID: <[^>]*>`)
+var changing = regexp.MustCompile(
+	`(UIDVALIDITY|UIDNEXT|APPENDUID|COPYUID|HIGHESTMODSEQ|queued as|MODSEQ) ?\(?[0-9A-Za-z:, ]+|\(0\.\d+ \+ \d\.\d+[^)]*\)|user\d\d@|Message-ID: <[^>]*>`)
 
 // normalized leaves out what differs between two runs of the same script on two
 // accounts of one server, and what the box says it hides.
 func normalized(lines []string) []string {
-	hidden := []string{"LOGIN-REFERRALS", "SORT", "SORT=DISPLAY", "THREAD=REFERENCES", "THREAD=REFS", "THREAD=ORDEREDSUBJECT", "MULTIAPPEND", "URL-PARTIAL", "CATENATE", "I18NLEVEL=1", "QRESYNC", "ESORT", "SEARCHRES", "WITHIN", "CONTEXT=SEARCH",
-		"LIST-STATUS", "BINARY", "SNIPPET=FUZZY", "PREVIEW=FUZZY", "PREVIEW", "LITERAL+", "NOTIFY", "LIST-EXTENDED", "CHILDREN", "SAVEDATE", "STATUS=SIZE", "COMPRESS=DEFLATE"}
+	hidden := []string{"LOGIN-REFERRALS", "SORT", "SORT=DISPLAY", "THREAD=REFERENCES", "THREAD=REFS",
+		"THREAD=ORDEREDSUBJECT", "MULTIAPPEND", "URL-PARTIAL", "CATENATE", "I18NLEVEL=1", "QRESYNC", "ESORT",
+		"SEARCHRES", "WITHIN", "CONTEXT=SEARCH",
+		"LIST-STATUS", "BINARY", "SNIPPET=FUZZY", "PREVIEW=FUZZY", "PREVIEW", "LITERAL+", "NOTIFY", "LIST-EXTENDED",
+		"CHILDREN", "SAVEDATE", "STATUS=SIZE", "COMPRESS=DEFLATE"}
 	var out []string
 	for _, l := range lines {
 		if strings.Contains(l, "CAPABILITY") {
@@ -142,12 +149,15 @@ func TestT1_Transcripts(t *testing.T) {
 		addr string
 		ip   string
 	}
-	ways := []way{{"IPv4", n.client, server4, client4}, {"IPv6", n.client, server6, client6}, {"IPv4 routed", n.remote, server4, remote4}, {"IPv6 routed", n.remote, server6, remote6}}
+	ways := []way{{"IPv4", n.client, server4, client4}, {"IPv6", n.client, server6, client6},
+		{"IPv4 routed", n.remote, server4, remote4}, {"IPv6 routed", n.remote, server6, remote6}}
 	u := n.site.Users
 	var direct [][]string
 	for i, w := range ways {
 
-		direct = append(direct, append(play(t, w.h, at(w.addr, 143), imapScript(u[i], i == 0)), play(t, w.h, at(w.addr, 25), smtpScript(u[i]))...))
+		direct = append(direct,
+			append(play(t, w.h, at(w.addr, 143), imapScript(u[i], i == 0)),
+				play(t, w.h, at(w.addr, 25), smtpScript(u[i]))...))
 	}
 	if err := n.b.Start(t.Context()); err != nil {
 		t.Fatal(err)
@@ -159,11 +169,13 @@ func TestT1_Transcripts(t *testing.T) {
 	before, mail := len(n.site.Log()), len(n.site.PostfixLog())
 	for i, w := range ways {
 
-		through := append(play(t, w.h, at(w.addr, 143), imapScript(u[4+i], i == 0)), play(t, w.h, at(w.addr, 25), smtpScript(u[4+i]))...)
+		through := append(play(t, w.h, at(w.addr, 143), imapScript(u[4+i], i == 0)),
+			play(t, w.h, at(w.addr, 25), smtpScript(u[4+i]))...)
 		if d, g := normalized(direct[i]), normalized(through); !slices.Equal(d, g) {
 			for k := range max(len(d), len(g)) {
 				if k >= len(d) || k >= len(g) || d[k] != g[k] {
-					t.Errorf("%s: line %d differs:\ndirect  %.200q\nthrough %.200q", w.name, k, d[k:min(k+3, len(d))], g[k:min(k+3, len(g))])
+					t.Errorf("%s: line %d differs:\ndirect  %.200q\nthrough %.200q", w.name, k, d[k:min(k+3, len(d))],
+						g[k:min(k+3, len(g))])
 					break
 				}
 			}
@@ -171,7 +183,8 @@ func TestT1_Transcripts(t *testing.T) {
 		if l := n.site.Log()[before:]; !strings.Contains(l, "user=<"+u[4+i]+">, method=PLAIN, rip="+w.ip+",") {
 			t.Errorf("%s: Dovecot does not log rip=%s:\n%s", w.name, w.ip, l)
 		}
-		n.until(t, 5*time.Second, "logged by Postfix as client="+w.ip, func() bool { return strings.Contains(n.site.PostfixLog()[mail:], "client=unknown["+w.ip+"]") })
+		n.until(t, 5*time.Second, "logged by Postfix as client="+w.ip,
+			func() bool { return strings.Contains(n.site.PostfixLog()[mail:], "client=unknown["+w.ip+"]") })
 	}
 	// On the wire: the box is not to be seen.
 	sMAC, cMAC, rMAC, bMAC := n.server.MAC("eth0"), n.client.MAC("eth0"), n.router.MAC("eth0"), n.box.MAC("lan0")
@@ -180,14 +193,16 @@ func TestT1_Transcripts(t *testing.T) {
 		seen := 0
 		for _, f := range c {
 			dst, src, ip := f.Data[:6], f.Data[6:12], addresses(f.Data)
-			if ip == nil || ip[0].Equal(mine) || ip[1].Equal(mine) || f.Data[12] == 8 && f.Data[23] != 6 || f.Data[12] == 0x86 && f.Data[20] != 6 {
+			if ip == nil || ip[0].Equal(mine) || ip[1].Equal(mine) || f.Data[12] == 8 && f.Data[23] != 6 ||
+				f.Data[12] == 0x86 && f.Data[20] != 6 {
 				continue
 			}
 			seen++
 			good := name == "client" && bytes.Equal(src, sMAC) && bytes.Equal(dst, cMAC) ||
 				name == "server" && (bytes.Equal(src, cMAC) || bytes.Equal(src, rMAC)) && bytes.Equal(dst, sMAC)
 			if bytes.Equal(src, bMAC) && !good {
-				t.Errorf("at the %s: a frame from %s to %s with %v → %v", name, net.HardwareAddr(src), net.HardwareAddr(dst), ip[0], ip[1])
+				t.Errorf("at the %s: a frame from %s to %s with %v → %v", name, net.HardwareAddr(src),
+					net.HardwareAddr(dst), ip[0], ip[1])
 				break
 			}
 		}

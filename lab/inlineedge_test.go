@@ -37,13 +37,15 @@ func TestT1_PathMTU(t *testing.T) {
 		do(t, c, "SELECT INBOX")
 		start := time.Now()
 		var got []byte
-		if err := c.Fetch("1", "(UID BODY.PEEK[])", func(m imapc.Message) error { got = bytes.Clone(m.Body); return nil }); err != nil {
+		if err := c.Fetch("1", "(UID BODY.PEEK[])",
+			func(m imapc.Message) error { got = bytes.Clone(m.Body); return nil }); err != nil {
 			t.Fatal(err)
 		}
 		if !bytes.Equal(got, big) {
 			t.Errorf("%d of %d bytes came through", len(got), len(big))
 		}
-		t.Logf("%s: 3 MiB through a router with an MTU of 1280 took %s", addr, time.Since(start).Round(time.Millisecond))
+		t.Logf("%s: 3 MiB through a router with an MTU of 1280 took %s", addr,
+			time.Since(start).Round(time.Millisecond))
 	}
 }
 
@@ -85,7 +87,8 @@ func oneArm(t *testing.T, n *network, more map[string]string) {
 	check(t, n.box.Addr("eth0", false, boxAddr4+"/24", boxAddr6+"/64"))
 	check(t, n.box.Route("", "10.99.0.1"))
 	check(t, n.box.Route("", "fd99::1"))
-	s := map[string]string{"network.mode": `"one-arm"`, "network.lan": `"eth0"`, "network.server": `""`, "network.own": "[]",
+	s := map[string]string{"network.mode": `"one-arm"`, "network.lan": `"eth0"`, "network.server": `""`,
+		"network.own":            "[]",
 		"failover.fence_command": `["true"]`}
 	for k, v := range more {
 		s[k] = v
@@ -110,12 +113,15 @@ func TestT17_OneArm(t *testing.T) {
 	}
 	// No password has crossed the box: it takes the address for a while.
 	order(t, n.b, "network", "bypass", "off")
-	n.until(t, 5*time.Second, "in the path", func() bool { return who(greeting(n.client, at(server4, 143), time.Second)) == "box" })
+	n.until(t, 5*time.Second, "in the path",
+		func() bool { return who(greeting(n.client, at(server4, 143), time.Second)) == "box" })
 	check(t, served(n.client, server4, u, 5*time.Second))
-	n.until(t, 5*time.Second, "known", func() bool { s, err := n.b.Status(t.Context()); return err == nil && s.Verifiers > 0 })
+	n.until(t, 5*time.Second, "known",
+		func() bool { s, err := n.b.Status(t.Context()); return err == nil && s.Verifiers > 0 })
 	order(t, n.b, "network", "bypass", "on")
 	for _, a := range []string{server4, server6} {
-		n.until(t, 5*time.Second, "direct again", func() bool { return who(greeting(n.client, at(a, 143), time.Second)) == "direct" })
+		n.until(t, 5*time.Second, "direct again",
+			func() bool { return who(greeting(n.client, at(a, 143), time.Second)) == "direct" })
 	}
 	for _, f := range failures()[:2] {
 		t.Run(f.name, func(t *testing.T) {
@@ -182,7 +188,8 @@ func TestT17_OneArm(t *testing.T) {
 			began = time.Now()
 			for _, h := range []*hosts.Host{n.client, n.remote, n.other} {
 				for _, a := range []string{server4, server6} {
-					n.until(t, 5*time.Second, "answered directly", func() bool { return who(greeting(h, at(a, 143), time.Second)) == "direct" })
+					n.until(t, 5*time.Second, "answered directly",
+						func() bool { return who(greeting(h, at(a, 143), time.Second)) == "direct" })
 				}
 			}
 			t.Logf("all are with production %.0f ms later", ms(time.Since(began)))

@@ -16,7 +16,8 @@ import (
 
 // quick are settings with which a silent production is found out soon.
 func quick() map[string]string {
-	return map[string]string{"failover.hold": `"200ms"`, "failover.hold_silent": `"300ms"`, "failover.probe_timeout": `"500ms"`, "mirror.idle": "4"}
+	return map[string]string{"failover.hold": `"200ms"`, "failover.hold_silent": `"300ms"`,
+		"failover.probe_timeout": `"500ms"`, "mirror.idle": "4"}
 }
 
 // failure is a way of production to go, and to come back.
@@ -63,7 +64,8 @@ func served(h *hosts.Host, addr, user string, limit time.Duration) error {
 func timing(t *testing.T, what string, ds []time.Duration) {
 	t.Helper()
 	slices.Sort(ds)
-	t.Logf("%-60s n=%d  least %.0f  median %.0f  most %.0f ms", what, len(ds), ms(ds[0]), ms(ds[len(ds)/2]), ms(ds[len(ds)-1]))
+	t.Logf("%-60s n=%d  least %.0f  median %.0f  most %.0f ms", what, len(ds), ms(ds[0]), ms(ds[len(ds)/2]),
+		ms(ds[len(ds)-1]))
 }
 
 // T17, B12: production goes in three ways; open sessions live on, new ones are

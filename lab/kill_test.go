@@ -19,7 +19,8 @@ func to(addr string) func(context.Context, string) (*imapc.Conn, error) {
 }
 
 // look reads accounts.
-func look(t *testing.T, dial func(context.Context, string) (*imapc.Conn, error), users []string) map[string]map[string]load.Found {
+func look(t *testing.T, dial func(context.Context, string) (*imapc.Conn, error),
+	users []string) map[string]map[string]load.Found {
 	t.Helper()
 	out := map[string]map[string]load.Found{}
 	for _, u := range users {
@@ -52,7 +53,9 @@ func TestB5_KillsUnderLoad(t *testing.T) {
 	}
 	b := newBox(t, s, map[string]string{"failover.auto_handback": "true"})
 	waitPhase(t, b, "protecting")
-	l, book, stop := work(t, load.Options{IMAP: b.IMAP, SMTP: b.SMTP, Users: s.Users, Seed: seed, Tag: "kill", Pause: 15 * time.Millisecond})
+	l, book,
+		stop := work(t,
+		load.Options{IMAP: b.IMAP, SMTP: b.SMTP, Users: s.Users, Seed: seed, Tag: "kill", Pause: 15 * time.Millisecond})
 	for i := range kills(20) {
 		time.Sleep(time.Duration(300+rng.IntN(700)) * time.Millisecond)
 		before := l.Answers.Load()
@@ -66,7 +69,8 @@ func TestB5_KillsUnderLoad(t *testing.T) {
 			t.Fatal(err)
 		}
 		waitPhase(t, b, "protecting")
-		t.Logf("kill %d: served after %s, back after %s; answers %d, then %d", i+1, served.Round(time.Millisecond), time.Since(killed).Round(time.Millisecond), before, during)
+		t.Logf("kill %d: served after %s, back after %s; answers %d, then %d", i+1, served.Round(time.Millisecond),
+			time.Since(killed).Round(time.Millisecond), before, during)
 	}
 	stop()
 	// What Postfix still has queued is delivered now.
@@ -94,7 +98,9 @@ func TestB5_UnderstudyKilled(t *testing.T) {
 	}
 	b := newBox(t, s, map[string]string{"failover.auto_handback": "true", "failover.return_probes": "1"})
 	waitPhase(t, b, "protecting")
-	l, book, stop := work(t, load.Options{IMAP: b.IMAP, SMTP: b.SMTP, Users: s.Users, Seed: seed, Tag: "box", Pause: 15 * time.Millisecond})
+	l, book,
+		stop := work(t,
+		load.Options{IMAP: b.IMAP, SMTP: b.SMTP, Users: s.Users, Seed: seed, Tag: "box", Pause: 15 * time.Millisecond})
 	again := func() {
 		b.Kill()
 		some(200)

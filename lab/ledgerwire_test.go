@@ -55,7 +55,10 @@ func TestB12_LedgerInTheWire(t *testing.T) {
 		defer cancel()
 		return w.h.Dial(ctx, net.JoinHostPort(w.addr, port))
 	}
-	l, book, stop := work(t, load.Options{IMAP: at(server4, 143), SMTP: at(server4, 25), Users: n.site.Users, Seed: seed, Tag: "wire", Pause: 15 * time.Millisecond, PerUser: 2, Dial: dial})
+	l, book,
+		stop := work(t,
+		load.Options{IMAP: at(server4, 143), SMTP: at(server4, 25), Users: n.site.Users, Seed: seed, Tag: "wire",
+			Pause: 15 * time.Millisecond, PerUser: 2, Dial: dial})
 	fs := failures()
 	boxKilled := 0
 	for i := range kills(8) {
@@ -94,7 +97,8 @@ func TestB12_LedgerInTheWire(t *testing.T) {
 			n.b.Kill()
 			boxKilled++
 			f.mend(t, n) // production is there, and must not be reached
-			if got := who(greeting(n.client, at(server4, 143), 300*time.Millisecond)); !strings.HasPrefix(got, "failed") {
+			if got := who(greeting(n.client, at(server4, 143), 300*time.Millisecond)); !strings.HasPrefix(got,
+				"failed") {
 				t.Errorf("with the box killed in an outage %s answers", got)
 			}
 			check(t, n.b.Start(t.Context()))

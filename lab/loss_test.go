@@ -47,12 +47,15 @@ func TestB6_LedgerOfLoss(t *testing.T) {
 	waitPhase(t, b, "serving")
 	l := losses()
 	t.Log(order(t, b, "losses"))
-	there := slices.ContainsFunc(must(b.Replica(t.Context(), watched))(t).Lines, func(line string) bool { return strings.Contains(line, "INBOX 1") })
-	named := slices.ContainsFunc(l.May, func(m row.MayLack) bool { return m.Account == watched && m.Mailbox == "INBOX" })
+	there := slices.ContainsFunc(must(b.Replica(t.Context(), watched))(t).Lines,
+		func(line string) bool { return strings.Contains(line, "INBOX 1") })
+	named := slices.ContainsFunc(l.May,
+		func(m row.MayLack) bool { return m.Account == watched && m.Mailbox == "INBOX" })
 	if l.Epoch != 1 || l.Planned || !named && !there {
 		t.Errorf("what was seen is neither there nor named: %+v", l)
 	}
-	if slices.ContainsFunc(l.May, func(m row.MayLack) bool { return m.Account == quiet }) || len(l.Seen) != 2 || l.Seen[0].Until.IsZero() {
+	if slices.ContainsFunc(l.May, func(m row.MayLack) bool { return m.Account == quiet }) || len(l.Seen) != 2 ||
+		l.Seen[0].Until.IsZero() {
 		t.Errorf("named without a reason, or not dated: %+v", l)
 	}
 	check(t, s.Start(t.Context()))
@@ -87,5 +90,6 @@ func TestB6_LedgerOfLoss(t *testing.T) {
 	if l := losses(); !l.Planned || len(l.May) != 0 {
 		t.Errorf("planned: %+v", l)
 	}
-	waitFor(t, "the message that came last", func() bool { return len(look(t, to(b.IMAP), []string{quiet})[quiet]) == 3 })
+	waitFor(t, "the message that came last",
+		func() bool { return len(look(t, to(b.IMAP), []string{quiet})[quiet]) == 3 })
 }

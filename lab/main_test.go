@@ -121,7 +121,8 @@ func endBox(t *testing.T, b *site.Box) {
 				l = append(l, line[:min(len(line), 300)])
 			}
 		}
-		t.Logf("the last lines of understudy's log (UNDERSTUDY_LOGS=dir keeps all):\n%s", strings.Join(l[max(0, len(l)-40):], ""))
+		t.Logf("the last lines of understudy's log (UNDERSTUDY_LOGS=dir keeps all):\n%s",
+			strings.Join(l[max(0, len(l)-40):], ""))
 	})
 }
 

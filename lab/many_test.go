@@ -40,7 +40,8 @@ func (h *held) expect(prefix string) error {
 			h.told = append(h.told, time.Now())
 			return nil
 		}
-		if tag, _, _ := strings.Cut(prefix, " "); tag != "*" && strings.HasPrefix(l, tag+" ") || strings.HasPrefix(l, "* BYE") {
+		if tag, _, _ := strings.Cut(prefix, " "); tag != "*" && strings.HasPrefix(l, tag+" ") ||
+			strings.HasPrefix(l, "* BYE") {
 			return fmt.Errorf("%s: waiting for %q: %q", h.kind, prefix, l)
 		}
 	}
@@ -70,7 +71,8 @@ func (h *held) talk(lines ...string) error {
 // reach brings a session to its moment.
 func (h *held) reach(user string, i int, big []byte) error {
 	if h.kind == "data" {
-		if err := h.talk("", "220", "EHLO crowd.test", "250 ", "MAIL FROM:<c@other.test>", "250", "RCPT TO:<"+user+">", "250", "DATA", "354"); err != nil {
+		if err := h.talk("", "220", "EHLO crowd.test", "250 ", "MAIL FROM:<c@other.test>", "250", "RCPT TO:<"+user+">",
+			"250", "DATA", "354"); err != nil {
 			return err
 		}
 		msg := message(fmt.Sprintf("data%d", i), 20_000)
@@ -78,7 +80,8 @@ func (h *held) reach(user string, i int, big []byte) error {
 		_, err := h.conn.Write(msg[:10_000])
 		return err
 	}
-	if err := h.talk("", "* OK", fmt.Sprintf("l LOGIN %s %s", user, site.Password(user)), "l OK", "s SELECT INBOX", "s OK"); err != nil {
+	if err := h.talk("", "* OK", fmt.Sprintf("l LOGIN %s %s", user, site.Password(user)), "l OK", "s SELECT INBOX",
+		"s OK"); err != nil {
 		return err
 	}
 	switch h.kind {
@@ -167,8 +170,11 @@ func TestB2_Thousands(t *testing.T) {
 	dir := t.TempDir()
 	cert, key := certificate(t, dir, "site", 7, "mail.example.test")
 	imaps := local(must(site.FreePort())(t))
-	b := newBox(t, s, map[string]string{"certificate": fmt.Sprintf("[{cert=%q, key=%q}]", cert, key), "listen.imaps": strconv.Quote(imaps),
-		"failover.hold": `"0s"`, "failover.auto_handback": "false", "failover.probe": `"1s"`, "failover.probe_timeout": `"10s"`, "mirror.idle": "0", "mirror.sweep": `"1m"`})
+	b := newBox(t, s,
+		map[string]string{"certificate": fmt.Sprintf("[{cert=%q, key=%q}]", cert, key),
+			"listen.imaps":  strconv.Quote(imaps),
+			"failover.hold": `"0s"`, "failover.auto_handback": "false", "failover.probe": `"1s"`,
+			"failover.probe_timeout": `"10s"`, "mirror.idle": "0", "mirror.sweep": `"1m"`})
 	waitPhase(t, b, "protecting")
 	order(t, b, "sync")
 	kinds := []string{"idle", "idle", "idle", "idle", "busy", "busy", "busy", "download", "upload", "data"}
@@ -274,10 +280,14 @@ func TestB2_Thousands(t *testing.T) {
 			}
 		}
 	}
-	t.Logf("%d sessions, broken: %v; production dead %s after the kill, decision after %s", n, broken, dead.Sub(killed).Round(time.Millisecond), decided.Sub(killed).Round(time.Millisecond))
+	t.Logf("%d sessions, broken: %v; production dead %s after the kill, decision after %s", n, broken,
+		dead.Sub(killed).Round(time.Millisecond), decided.Sub(killed).Round(time.Millisecond))
 	if len(took) > 0 && len(answers) > 0 {
 		last := quantile(took, 1)
-		t.Logf("the standby's first answer %s after the decision; sessions that have finished what they were at: median %s, last %s after the kill, last %s after the decision", quantile(answers, 0).Round(time.Millisecond),
-			quantile(took, 0.5).Round(time.Millisecond), last.Round(time.Millisecond), (last - decided.Sub(killed)).Round(time.Millisecond))
+		t.Logf("the standby's first answer %s after the decision; sessions that have finished what they were at: "+
+			"median %s, last %s after the kill, last %s after the decision",
+			quantile(answers, 0).Round(time.Millisecond),
+			quantile(took, 0.5).Round(time.Millisecond), last.Round(time.Millisecond),
+			(last - decided.Sub(killed)).Round(time.Millisecond))
 	}
 }

@@ -20,7 +20,8 @@ func lateMail(t *testing.T, s *site.Site, n int, rcpt string) {
 	t.Helper()
 	s.KillDovecot()
 	for i := range n {
-		if r := send(t, fmt.Sprintf("127.0.0.1:%d", s.SMTPPort), "late@other.test", string(message(fmt.Sprint("late", i), 300)), rcpt); r.Code != 250 {
+		if r := send(t, fmt.Sprintf("127.0.0.1:%d", s.SMTPPort), "late@other.test",
+			string(message(fmt.Sprint("late", i), 300)), rcpt); r.Code != 250 {
 			t.Fatal(r)
 		}
 	}
@@ -36,7 +37,9 @@ func change(t *testing.T, b *site.Box, u, tag string) {
 		}
 	}
 	for i := range 40 {
-		if _, _, err := c.Append(imapc.Appending{Mailbox: "Sent", Flags: []string{`\Seen`}, Body: message(fmt.Sprint(tag, "sent", i), 1000)}); err != nil {
+		if _, _,
+			err := c.Append(imapc.Appending{Mailbox: "Sent", Flags: []string{`\Seen`},
+			Body: message(fmt.Sprint(tag, "sent", i), 1000)}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -109,7 +112,8 @@ func TestR5_TwoCircles(t *testing.T) {
 	if d := want.Diff(fingerprint(t, direct(s), u)); d != "" {
 		t.Errorf("an idle circle changed production:\n%s", d)
 	}
-	if out := order(t, b, "status", "--json"); !strings.Contains(out, `"Appended": 0`) || !strings.Contains(out, `"Burned": 0`) {
+	if out := order(t, b, "status", "--json"); !strings.Contains(out, `"Appended": 0`) ||
+		!strings.Contains(out, `"Burned": 0`) {
 		t.Errorf("an idle circle did something: %s", out)
 	}
 }

@@ -73,7 +73,9 @@ func TestM7_OneSlowAccount(t *testing.T) {
 	s := newSite(t, 3)
 	quick, slow := s.Users[:2], s.Users[2:]
 	addr := slowFor(t, direct(s), slow[0], 30*time.Millisecond)
-	b := newBox(t, s, map[string]string{"production.imap": strconv.Quote(addr), "failover.mode": `"confirm"`, "failover.return_probes": "1"})
+	b := newBox(t, s,
+		map[string]string{"production.imap": strconv.Quote(addr), "failover.mode": `"confirm"`,
+			"failover.return_probes": "1"})
 	for _, u := range s.Users {
 		do(t, dial(t, direct(s), u), "CREATE Filed")
 	}
@@ -149,12 +151,14 @@ func TestM7_SomeAccountsFirst(t *testing.T) {
 	under(t, s, b, func(l *load.Ledger) {
 		order(t, b, "takeover")
 		waitPhase(t, b, "returning")
-		if out, err := b.Run(t.Context(), "handback", "nobody@example.test"); err == nil || !strings.Contains(out+err.Error(), "no account") {
+		if out, err := b.Run(t.Context(), "handback", "nobody@example.test"); err == nil ||
+			!strings.Contains(out+err.Error(), "no account") {
 			t.Errorf("an account that is not there: %q, %v", out, err)
 		}
 		order(t, b, "handback", first)
 		st := must(b.Status(t.Context()))(t)
-		if st.Phase != "returning" || !strings.Contains(st.Answering, "standby for 2 accounts") || answering(first) != "production" || answering(s.Users[1]) != "standby" {
+		if st.Phase != "returning" || !strings.Contains(st.Answering, "standby for 2 accounts") ||
+			answering(first) != "production" || answering(s.Users[1]) != "standby" {
 			t.Errorf("%s, answering: %s\n%s", st.Phase, st.Answering, order(t, b, "accounts"))
 		}
 		// What its clients do is on production at once, and mail comes to it.
@@ -201,7 +205,8 @@ func TestM7_SomeAccountsInTheWire(t *testing.T) {
 	n.armed(t)
 	waitPhase(t, n.b, "protecting")
 	u := n.site.Users
-	held := map[string]*imapc.Conn{"IPv4": login(t, n.client, server4, u[0]), "routed IPv6": login(t, n.remote, server6, u[0]), "other": login(t, n.client, server4, u[1])}
+	held := map[string]*imapc.Conn{"IPv4": login(t, n.client, server4, u[0]),
+		"routed IPv6": login(t, n.remote, server6, u[0]), "other": login(t, n.client, server4, u[1])}
 	all := func(when string) {
 		t.Helper()
 		for name, c := range held {
@@ -234,7 +239,8 @@ func TestM7_SomeAccountsInTheWire(t *testing.T) {
 	order(t, n.b, "handback", u[0])
 	all("handed back")
 	if a, b := onProduction(u[0]), onProduction(u[1]); a != 6 || b != before {
-		t.Errorf("production has %d messages of the account that was handed back, and %d, not %d, of the other", a, b, before)
+		t.Errorf("production has %d messages of the account that was handed back, and %d, not %d, of the other", a, b,
+			before)
 	}
 	if !must(n.b.Status(t.Context()))(t).Network.Fenced {
 		t.Error("production is not fenced any more")

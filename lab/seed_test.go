@@ -35,7 +35,9 @@ func TestT6_WorkWhileSeeding(t *testing.T) {
 		case 2:
 			do(t, c, "COPY %d Other", 5000-n)
 		case 3:
-			if _, _, err := c.Append(imapc.Appending{Mailbox: "INBOX", Body: message(fmt.Sprint("seeding", n), 300)}); err != nil {
+			if _, _,
+				err := c.Append(imapc.Appending{Mailbox: "INBOX",
+				Body: message(fmt.Sprint("seeding", n), 300)}); err != nil {
 				t.Fatal(err)
 			}
 		case 4:
@@ -44,7 +46,8 @@ func TestT6_WorkWhileSeeding(t *testing.T) {
 		longest = max(longest, time.Since(start))
 	}
 	st := must(b.Status(t.Context()))(t)
-	t.Logf("%d changes, the longest took %s; then %d messages were in the replica, phase %s", n, longest.Round(time.Millisecond), st.Messages, st.Phase)
+	t.Logf("%d changes, the longest took %s; then %d messages were in the replica, phase %s", n,
+		longest.Round(time.Millisecond), st.Messages, st.Phase)
 	waitPhase(t, b, "protecting")
 	same(t, s, b, u, 15*time.Second)
 }

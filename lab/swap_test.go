@@ -30,7 +30,10 @@ func under(t *testing.T, s *site.Site, b *site.Box, f func(l *load.Ledger)) {
 		do(t, dial(t, direct(s), u), "CREATE Filed")
 	}
 	order(t, b, "sync")
-	l, book, stop := work(t, load.Options{IMAP: b.IMAP, SMTP: b.SMTP, Users: s.Users, Seed: seed, Tag: "swap", Pause: 25 * time.Millisecond, PerUser: 2})
+	l, book,
+		stop := work(t,
+		load.Options{IMAP: b.IMAP, SMTP: b.SMTP, Users: s.Users, Seed: seed, Tag: "swap", Pause: 25 * time.Millisecond,
+			PerUser: 2})
 	time.Sleep(500 * time.Millisecond)
 	f(l)
 	time.Sleep(500 * time.Millisecond)
@@ -62,8 +65,10 @@ func judged(t *testing.T, s *site.Site, l *load.Ledger) load.Verdict {
 		}
 		return back
 	})
-	t.Logf("on production: %s; sessions that broke: %d; longest wait for an answer %s", v, l.Broken.Load(), l.LongestGap())
-	t.Logf("there twice: by Postfix or Dovecot itself %d, sent again by a sender without an answer %d", own, len(v.Repeated))
+	t.Logf("on production: %s; sessions that broke: %d; longest wait for an answer %s", v, l.Broken.Load(),
+		l.LongestGap())
+	t.Logf("there twice: by Postfix or Dovecot itself %d, sent again by a sender without an answer %d", own,
+		len(v.Repeated))
 	if !v.OK() || v.Confirmed == 0 {
 		t.Errorf("ledger and production differ: %s; %q", v, v.Where)
 		for _, id := range append(v.Lost, v.Doubled...) {
@@ -89,8 +94,10 @@ func byItself(s *site.Site, id string) bool {
 		return true
 	}
 	q, log := mailLog(s, id)
-	return len(q) == 1 && (strings.Count(s.Log(), "msgid=<"+id+">: saved mail to") > 1 || strings.Contains(log, "may be sent more than once") ||
-		strings.Count(log, "(queue active)") > strings.Count(log, "status="))
+	return len(q) == 1 &&
+		(strings.Count(s.Log(), "msgid=<"+id+">: saved mail to") > 1 ||
+			strings.Contains(log, "may be sent more than once") ||
+			strings.Count(log, "(queue active)") > strings.Count(log, "status="))
 }
 
 // rebuilt reports whether Dovecot, killed in the middle of a change, has made an
@@ -98,7 +105,9 @@ func byItself(s *site.Site, id string) bool {
 // deleted messages that it had not come to remove among them.
 func rebuilt(s *site.Site, id string) bool {
 	for l := range strings.Lines(s.Log()) {
-		if strings.Contains(strings.ToLower(l), "rebuilding index") && slices.ContainsFunc(s.Users, func(u string) bool { return strings.Contains(l, u) && strings.HasSuffix(id, u) }) {
+		if strings.Contains(strings.ToLower(l), "rebuilding index") &&
+			slices.ContainsFunc(s.Users,
+				func(u string) bool { return strings.Contains(l, u) && strings.HasSuffix(id, u) }) {
 			return true
 		}
 	}
@@ -246,14 +255,16 @@ func TestT27_PlannedUnderLoad(t *testing.T) {
 			back = append(back, l.TakeGaps()...)
 		}
 	})
-	t.Logf("longest pause of a client, median / p99: takeover %s / %s, hand-back %s / %s", quantile(there, 0.5), quantile(there, 0.99), quantile(back, 0.5), quantile(back, 0.99))
+	t.Logf("longest pause of a client, median / p99: takeover %s / %s, hand-back %s / %s", quantile(there, 0.5),
+		quantile(there, 0.99), quantile(back, 0.5), quantile(back, 0.99))
 }
 
 // B3: production is restarted inside the hold: no takeover, no session
 // breaks, and what it did without answering is done once.
 func TestB3_RestartInsideTheHold(t *testing.T) {
 	s := newSite(t, 3)
-	b := newBox(t, s, map[string]string{"failover.hold": `"20s"`, "failover.hold_silent": `"20s"`, "failover.owed_after": `"4s"`})
+	b := newBox(t, s,
+		map[string]string{"failover.hold": `"20s"`, "failover.hold_silent": `"20s"`, "failover.owed_after": `"4s"`})
 	waitPhase(t, b, "protecting")
 	under(t, s, b, func(l *load.Ledger) {
 		for i := range times("UNDERSTUDY_SWAPS", 6) {
@@ -283,7 +294,9 @@ func TestB3_RestartInsideTheHold(t *testing.T) {
 // T16, N37: production that says nothing at all for a while, and goes on.
 func TestB2_SilentProduction(t *testing.T) {
 	s := newSite(t, 2)
-	b := newBox(t, s, map[string]string{"failover.auto_handback": "true", "failover.hold_silent": `"500ms"`, "failover.probe_timeout": `"500ms"`})
+	b := newBox(t, s,
+		map[string]string{"failover.auto_handback": "true", "failover.hold_silent": `"500ms"`,
+			"failover.probe_timeout": `"500ms"`})
 	waitPhase(t, b, "protecting")
 	under(t, s, b, func(*load.Ledger) {
 		began := time.Now()
@@ -370,8 +383,10 @@ func TestB2_SilentDrop(t *testing.T) {
 	s := newSite(t, 2)
 	imap, imapAddr := newDrop(t, direct(s))
 	smtp, smtpAddr := newDrop(t, fmt.Sprintf("127.0.0.1:%d", s.SMTPPort))
-	b := newBox(t, s, map[string]string{"production.imap": strconv.Quote(imapAddr), "production.smtp": strconv.Quote(smtpAddr), "failover.auto_handback": "true",
-		"failover.hold_silent": `"500ms"`, "failover.probe_timeout": `"500ms"`})
+	b := newBox(t, s,
+		map[string]string{"production.imap": strconv.Quote(imapAddr), "production.smtp": strconv.Quote(smtpAddr),
+			"failover.auto_handback": "true",
+			"failover.hold_silent":   `"500ms"`, "failover.probe_timeout": `"500ms"`})
 	waitPhase(t, b, "protecting")
 	under(t, s, b, func(*load.Ledger) {
 		began := time.Now()

@@ -36,7 +36,8 @@ func TestT7_MirrorPort(t *testing.T) {
 	check(t, hosts.Cable(n.box, "eth0", n.lan, "box2"))
 	check(t, n.lan.Join("box2"))
 	check(t, n.box.Addr("eth0", false, boxAddr4+"/24", boxAddr6+"/64"))
-	for k, v := range map[string]string{"network.mode": `"one-arm"`, "network.lan": `"eth0"`, "network.server": `""`, "network.own": "[]", "failover.fence_command": `["true"]`} {
+	for k, v := range map[string]string{"network.mode": `"one-arm"`, "network.lan": `"eth0"`, "network.server": `""`,
+		"network.own": "[]", "failover.fence_command": `["true"]`} {
 		more[k] = v
 	}
 	n.plug(t, more)
@@ -48,7 +49,9 @@ func TestT7_MirrorPort(t *testing.T) {
 	c := login(t, n.client, server4, u[0])
 	do(t, c, "SELECT INBOX")
 	for i := range 3 {
-		if _, _, err := c.Append(imapc.Appending{Mailbox: "INBOX", Flags: []string{`\Seen`}, Body: message(fmt.Sprint("tapped", i), 5000)}); err != nil {
+		if _, _,
+			err := c.Append(imapc.Appending{Mailbox: "INBOX", Flags: []string{`\Seen`},
+			Body: message(fmt.Sprint("tapped", i), 5000)}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -71,9 +74,12 @@ func TestT7_MirrorPort(t *testing.T) {
 
 	// Other ways to log in, with IPv6 and behind the router.
 	play(t, n.remote, at(server6, 143), script{{"", `^\* OK`}, {"a AUTHENTICATE LOGIN\r\n", `^\+`},
-		{base64.StdEncoding.EncodeToString([]byte(u[1])) + "\r\n", `^\+`}, {base64.StdEncoding.EncodeToString([]byte(site.Password(u[1]))) + "\r\n", "^a OK"}, {"b LOGOUT\r\n", "^b "}})
-	play(t, n.remote, at(server4, 587), script{{"", "^220"}, {"EHLO c.test\r\n", "^250 "}, {"AUTH PLAIN\r\n", "^334"}, {plain(u[2]) + "\r\n", "^235"},
-		{"MAIL FROM:<" + u[2] + ">\r\nRCPT TO:<" + u[1] + ">\r\nDATA\r\n", "^354"}, {"Message-ID: <submitted@other.test>\r\nSubject: x\r\n\r\n..dot\r\n.\r\nQUIT\r\n", "^221"}})
+		{base64.StdEncoding.EncodeToString([]byte(u[1])) + "\r\n", `^\+`},
+		{base64.StdEncoding.EncodeToString([]byte(site.Password(u[1]))) + "\r\n", "^a OK"}, {"b LOGOUT\r\n", "^b "}})
+	play(t, n.remote, at(server4, 587),
+		script{{"", "^220"}, {"EHLO c.test\r\n", "^250 "}, {"AUTH PLAIN\r\n", "^334"}, {plain(u[2]) + "\r\n", "^235"},
+			{"MAIL FROM:<" + u[2] + ">\r\nRCPT TO:<" + u[1] + ">\r\nDATA\r\n", "^354"},
+			{"Message-ID: <submitted@other.test>\r\nSubject: x\r\n\r\n..dot\r\n.\r\nQUIT\r\n", "^221"}})
 	n.until(t, 5*time.Second, "learned", func() bool {
 		s := must(n.b.Status(t.Context()))(t)
 		return s.Verifiers == 3 && s.Tap.Messages == 1 && s.Held == 0

@@ -103,7 +103,8 @@ func (r *relay) carry(c net.Conn) {
 			trap()
 			return
 		}
-		if n := literalSize("*" + strings.Replace(strings.TrimSpace(line), "+}", "}", 1)); n > 0 && r.hates != "" && strings.Contains(line, " APPEND ") {
+		if n := literalSize("*" + strings.Replace(strings.TrimSpace(line), "+}", "}", 1)); n > 0 && r.hates != "" &&
+			strings.Contains(line, " APPEND ") {
 			body := make([]byte, n+2)
 			if _, err := io.ReadFull(br, body); err != nil {
 				return
@@ -134,7 +135,8 @@ var lostCommands = []lostCommand{
 	{"MOVE, nothing", "UID MOVE @ Filed", nil, 1, 1},
 	{"MOVE, all", "UID MOVE @ Filed", []string{"UID MOVE @ Filed"}, 1, 1},
 	{"MOVE, half", "UID MOVE @ Filed", []string{"UID COPY @ Filed"}, 1, 1},
-	{"MOVE of two, one whole, one half", "UID MOVE @,@@ Filed", []string{"UID COPY @@ Filed", "UID MOVE @ Filed"}, 0, 2},
+	{"MOVE of two, one whole, one half", "UID MOVE @,@@ Filed", []string{"UID COPY @@ Filed", "UID MOVE @ Filed"}, 0,
+		2},
 	{"MOVE of two, half of one", "UID MOVE @,@@ Filed", []string{"UID COPY @ Filed"}, 0, 2},
 	{"COPY, nothing", "UID COPY @,@@ Filed", nil, 2, 2},
 	{"COPY, all", "UID COPY @,@@ Filed", []string{"UID COPY @,@@ Filed"}, 2, 2},
@@ -175,7 +177,8 @@ func unanswered(t *testing.T, s *site.Site, dies bool) {
 	behind.do("c CREATE Filed")
 	behind.do("s SELECT INBOX")
 	say := func(r *raw, tag, command string, i int) {
-		command = strings.NewReplacer("@@", fmt.Sprint(2*i+2), "@", fmt.Sprint(2*i+1), "#", fmt.Sprint(i)).Replace(command)
+		command = strings.NewReplacer("@@", fmt.Sprint(2*i+2), "@", fmt.Sprint(2*i+1), "#",
+			fmt.Sprint(i)).Replace(command)
 		if command == "APPEND Filed" {
 			text := textOf(fmt.Sprintf("case%d.app", i), 700)
 			r.send("%s APPEND Filed {%d+}\r\n%s\r\n", tag, len(text), text)
@@ -237,14 +240,17 @@ func unanswered(t *testing.T, s *site.Site, dies bool) {
 				return len(strings.Fields(c.do("c SEARCH HEADER Subject case%d.", i)[0])) - 2
 			}
 			if inbox, filed := count("INBOX"), count("Filed"); inbox != k.inbox || filed != k.filed {
-				t.Errorf("%s, %s: %d in INBOX, %d in Filed, want %d and %d", where, k.name, inbox, filed, k.inbox, k.filed)
+				t.Errorf("%s, %s: %d in INBOX, %d in Filed, want %d and %d", where, k.name, inbox, filed, k.inbox,
+					k.filed)
 			}
 			c.do("e EXAMINE INBOX")
-			if strings.Contains(k.name, "STORE") && !strings.Contains(strings.Join(c.do("f UID FETCH %d (FLAGS)", 2*i+1), ""), `\Flagged`) {
+			if strings.Contains(k.name, "STORE") &&
+				!strings.Contains(strings.Join(c.do("f UID FETCH %d (FLAGS)", 2*i+1), ""), `\Flagged`) {
 				t.Errorf("%s, %s: no flag", where, k.name)
 			}
 			list := strings.Join(c.do("l LIST \"\" *%d", i), "")
-			if strings.Contains(list, fmt.Sprintf("Old%d", i)) || strings.Contains(k.command, "New#") != strings.Contains(list, fmt.Sprintf("New%d", i)) {
+			if strings.Contains(list, fmt.Sprintf("Old%d", i)) ||
+				strings.Contains(k.command, "New#") != strings.Contains(list, fmt.Sprintf("New%d", i)) {
 				t.Errorf("%s, %s: mailboxes %q", where, k.name, list)
 			}
 		}
@@ -294,7 +300,9 @@ func TestN08_CutCopyBack(t *testing.T) {
 	seed := rawLogin(t, direct(s), u)
 	seed.do("c CREATE Filed")
 	seed.append("INBOX", textOf("old", 800))
-	b := newBox(t, s, map[string]string{"production.imap": fmt.Sprintf("%q", addr), "failover.auto_handback": "true", "failover.return_probes": "1"})
+	b := newBox(t, s,
+		map[string]string{"production.imap": fmt.Sprintf("%q", addr), "failover.auto_handback": "true",
+			"failover.return_probes": "1"})
 	waitPhase(t, b, "protecting")
 	order(t, b, "sync")
 	c := rawLogin(t, b.IMAP, u)
@@ -326,7 +334,8 @@ func TestN08_CutCopyBack(t *testing.T) {
 		p := rawLogin(t, direct(s), u)
 		p.do("s EXAMINE %s", mailbox)
 		out := strings.Join(p.do("f FETCH 1:* (BODY.PEEK[HEADER.FIELDS (SUBJECT)])"), "")
-		if strings.Count(out, "Subject: "+want) != 1 || strings.Count(out, "deleted")+strings.Count(out, "moved")+strings.Count(out, "kept") != 1 {
+		if strings.Count(out, "Subject: "+want) != 1 ||
+			strings.Count(out, "deleted")+strings.Count(out, "moved")+strings.Count(out, "kept") != 1 {
 			t.Errorf("%s: %q", mailbox, out)
 		}
 	}
@@ -343,7 +352,9 @@ func TestN13_MessageRefused(t *testing.T) {
 	u := s.Users[0]
 	r, addr := newRelay(t, direct(s))
 	r.hates = "poison"
-	b := newBox(t, s, map[string]string{"production.imap": fmt.Sprintf("%q", addr), "failover.auto_handback": "true", "failover.return_probes": "1"})
+	b := newBox(t, s,
+		map[string]string{"production.imap": fmt.Sprintf("%q", addr), "failover.auto_handback": "true",
+			"failover.return_probes": "1"})
 	waitPhase(t, b, "protecting")
 	c := rawLogin(t, b.IMAP, u)
 	c.do("s SELECT INBOX")

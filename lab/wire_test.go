@@ -68,7 +68,9 @@ func TestT7_SnoopedChanges(t *testing.T) {
 	c := dial(t, b.IMAP, u)
 	appendTo := func(box, id string) {
 		t.Helper()
-		if _, uid, err := c.Append(imapc.Appending{Mailbox: box, Flags: []string{`\Seen`, "mine"}, Body: message(id, 3000)}); err != nil || uid == 0 {
+		if _, uid,
+			err := c.Append(imapc.Appending{Mailbox: box, Flags: []string{`\Seen`, "mine"},
+			Body: message(id, 3000)}); err != nil || uid == 0 {
 			t.Fatal(uid, err)
 		}
 	}
@@ -77,8 +79,10 @@ func TestT7_SnoopedChanges(t *testing.T) {
 		do   func()
 	}{
 		{"APPEND", func() { appendTo("INBOX", "a1"); appendTo("INBOX", "a2"); appendTo("Sent", "a3") }},
-		{"SELECT and STORE by number", func() { do(t, c, "SELECT INBOX"); do(t, c, `STORE 2:4 +FLAGS (\Flagged new)`) }},
-		{"STORE silent", func() { do(t, c, `STORE 3 -FLAGS.SILENT (\Flagged)`); do(t, c, `UID STORE 1:* +FLAGS.SILENT (all)`) }},
+		{"SELECT and STORE by number",
+			func() { do(t, c, "SELECT INBOX"); do(t, c, `STORE 2:4 +FLAGS (\Flagged new)`) }},
+		{"STORE silent",
+			func() { do(t, c, `STORE 3 -FLAGS.SILENT (\Flagged)`); do(t, c, `UID STORE 1:* +FLAGS.SILENT (all)`) }},
 		{"STORE replacing", func() { do(t, c, `STORE 1 FLAGS (\Answered)`) }},
 		{"COPY", func() { do(t, c, "COPY 1:3 Sent"); do(t, c, `UID COPY 2 "Archive/2025/Q&AOQ-"`) }},
 		{"MOVE", func() { do(t, c, "MOVE 2 Sent"); do(t, c, "UID MOVE 4:5 Sent") }},
@@ -86,7 +90,8 @@ func TestT7_SnoopedChanges(t *testing.T) {
 		{"UID EXPUNGE", func() { do(t, c, `STORE 1:2 +FLAGS (\Deleted)`); do(t, c, "UID EXPUNGE 1:*") }},
 		{"CLOSE", func() { do(t, c, `STORE 1 +FLAGS.SILENT (\Deleted)`); do(t, c, "CLOSE") }},
 		{"CREATE", func() { do(t, c, "CREATE New/Sub"); appendTo("New/Sub", "n1"); do(t, c, "CREATE {5+}\r\nplain") }},
-		{"SUBSCRIBE", func() { do(t, c, "SUBSCRIBE New/Sub"); do(t, c, "SUBSCRIBE Sent"); do(t, c, "UNSUBSCRIBE Sent") }},
+		{"SUBSCRIBE",
+			func() { do(t, c, "SUBSCRIBE New/Sub"); do(t, c, "SUBSCRIBE Sent"); do(t, c, "UNSUBSCRIBE Sent") }},
 		{"RENAME", func() { do(t, c, "RENAME New Renamed"); appendTo("Renamed/Sub", "n2") }},
 		{"DELETE", func() { do(t, c, "DELETE Renamed/Sub"); do(t, c, "CREATE Renamed/Sub") }},
 		{"SMTP", func() {
@@ -107,7 +112,8 @@ func TestT7_SnoopedChanges(t *testing.T) {
 	if st.Fetched > fetched+1 {
 		t.Errorf("T10: %d bodies were fetched that had crossed the wire", st.Fetched-fetched)
 	}
-	t.Logf("settled from the wire %d, by a sync %d; bodies fetched %d, known from SMTP %d", st.Wire, st.BySync, st.Fetched-fetched, st.FromWire)
+	t.Logf("settled from the wire %d, by a sync %d; bodies fetched %d, known from SMTP %d", st.Wire, st.BySync,
+		st.Fetched-fetched, st.FromWire)
 }
 
 func waitFor(t *testing.T, what string, ok func() bool) {
@@ -137,7 +143,8 @@ func TestT11_BehindTheBox(t *testing.T) {
 	do(t, d, "COPY 2:4 Behind")
 	do(t, d, `RENAME "Archive/2025/Q&AOQ-" Old`)
 	do(t, d, "DELETE {25+}\r\nProjekte &APw-ber alles")
-	if r := send(t, fmt.Sprintf("127.0.0.1:%d", s.SMTPPort), "x@other.test", "Subject: behind\r\n\r\nx\r\n", u); r.Code != 250 {
+	if r := send(t, fmt.Sprintf("127.0.0.1:%d", s.SMTPPort), "x@other.test", "Subject: behind\r\n\r\nx\r\n",
+		u); r.Code != 250 {
 		t.Fatal(r)
 	}
 	time.Sleep(500 * time.Millisecond)
@@ -155,7 +162,8 @@ func TestB9_LearnedLoginsAndRoutes(t *testing.T) {
 	waitPhase(t, b, "protecting")
 	u := s.Users[0]
 	dial(t, b.IMAP, u).Logout()
-	if r := send(t, b.SMTP, "x@other.test", "Subject: to the alias\r\n\r\nhello\r\n", "sales@"+site.Domain); r.Code != 250 {
+	if r := send(t, b.SMTP, "x@other.test", "Subject: to the alias\r\n\r\nhello\r\n",
+		"sales@"+site.Domain); r.Code != 250 {
 		t.Fatal(r)
 	}
 	waitFor(t, "the alias is learned", func() bool {
@@ -189,7 +197,8 @@ func TestB9_LearnedLoginsAndRoutes(t *testing.T) {
 	// A user who was never seen is not told that the password is wrong.
 	conn = must(net.Dial("tcp", b.IMAP))(t)
 	w = must(imapc.New(context.Background(), conn, imapc.Options{}))(t)
-	if err := w.Login(s.Users[1], "", site.Password(s.Users[1])); err == nil || strings.Contains(err.Error(), "refused") {
+	if err := w.Login(s.Users[1], "", site.Password(s.Users[1])); err == nil ||
+		strings.Contains(err.Error(), "refused") {
 		t.Errorf("N28: a login that cannot be verified must be dropped, not denied: %v", err)
 	}
 }

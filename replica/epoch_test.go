@@ -22,7 +22,8 @@ func TestM13_OldReplicaIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	over := func() *replica.Replica {
-		r, err := replica.Open(replica.Options{Dir: t.TempDir(), Meta: rows, FoldCase: true, Domains: []string{"d.test"}})
+		r, err := replica.Open(replica.Options{Dir: t.TempDir(), Meta: rows, FoldCase: true,
+			Domains: []string{"d.test"}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -58,7 +59,8 @@ func TestM13_OldReplicaIsRefused(t *testing.T) {
 		"expire":  func() error { return old.Expire(ctx, h.ID) },
 		"deliver": func() error { return old.Deliver(ctx, h, "ada@d.test", []byte("Subject: x\r\n\r\nbody\r\n")) },
 		"land": func() error {
-			return old.Land(ctx, store.ByKeeper, delivery.Landed{Account: "ada", Mailbox: "INBOX", Held: []row.Held{h}}, func(*store.Tx) error { return nil })
+			return old.Land(ctx, store.ByKeeper, delivery.Landed{Account: "ada", Mailbox: "INBOX",
+				Held: []row.Held{h}}, func(*store.Tx) error { return nil })
 		},
 		"doubt":    func() error { return old.NoteDoubt(ctx, "ada", row.MoveDoubt("INBOX", "X", nil, 0)) },
 		"copying":  func() error { _, err := old.BeginCopy(ctx, "ada", row.AppendDoubt(1)); return err },

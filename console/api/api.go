@@ -140,7 +140,8 @@ func Handler(s Service) http.Handler {
 	get(mux, "/v1/tasks", func(r *http.Request) (any, error) { return s.Tasks(r.URL.Query().Get("job")) })
 	get(mux, "/v1/losses", func(*http.Request) (any, error) { return s.Losses() })
 	get(mux, "/v1/routes", func(*http.Request) (any, error) { return s.Routes() })
-	get(mux, "/v1/fingerprint", func(r *http.Request) (any, error) { return s.Fingerprint(r.URL.Query().Get("account")) })
+	get(mux, "/v1/fingerprint",
+		func(r *http.Request) (any, error) { return s.Fingerprint(r.URL.Query().Get("account")) })
 	order(mux, "takeover", s.Takeover)
 	order(mux, "handback", s.Handback)
 	order(mux, "sync", s.Sync)

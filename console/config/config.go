@@ -153,12 +153,16 @@ type Network struct {
 func Default() Config {
 	return Config{
 		Data: "/var/lib/understudy", LogLevel: "info",
-		Listen:     Listen{MaxSessions: 10_000, MaxMessage: 50 << 20},
-		Production: Production{IMAPSecurity: "plain", SMTPSecurity: "plain", SubmissionSecurity: "plain", Timeout: Duration(10 * time.Second)},
-		Mirror:     Mirror{Streams: 4, PerAccount: 2, Sweep: Duration(5 * time.Minute), Idle: 100},
-		Failover: Failover{Mode: "confirm", Hold: Duration(time.Second), HoldSilent: Duration(45 * time.Second), Probe: Duration(time.Second),
-			ProbeTimeout: Duration(2 * time.Second), ReturnProbes: 5, Cooldown: Duration(10 * time.Minute), OwedAfter: Duration(11 * time.Minute)},
-		Standby: Standby{HoldFor: Duration(24 * time.Hour), Outbound: "hold", LearnLogins: true, VerifierLives: Duration(90 * 24 * time.Hour)},
+		Listen: Listen{MaxSessions: 10_000, MaxMessage: 50 << 20},
+		Production: Production{IMAPSecurity: "plain", SMTPSecurity: "plain", SubmissionSecurity: "plain",
+			Timeout: Duration(10 * time.Second)},
+		Mirror: Mirror{Streams: 4, PerAccount: 2, Sweep: Duration(5 * time.Minute), Idle: 100},
+		Failover: Failover{Mode: "confirm", Hold: Duration(time.Second), HoldSilent: Duration(45 * time.Second),
+			Probe:        Duration(time.Second),
+			ProbeTimeout: Duration(2 * time.Second), ReturnProbes: 5, Cooldown: Duration(10 * time.Minute),
+			OwedAfter: Duration(11 * time.Minute)},
+		Standby: Standby{HoldFor: Duration(24 * time.Hour), Outbound: "hold", LearnLogins: true,
+			VerifierLives: Duration(90 * 24 * time.Hour)},
 		Network: Network{Mode: "proxy", Bridge: "understudy0", Pass: []int{22}, WhenDead: "fenced"},
 	}
 }

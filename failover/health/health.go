@@ -64,7 +64,8 @@ func (p *Prober) Run(ctx context.Context) error {
 		case v.Own:
 			// No reason for a takeover, which would not help.
 			if !own {
-				p.Log.Error("production cannot be asked whether it lives: this machine lacks what it takes", "err", v.Cause)
+				p.Log.Error("production cannot be asked whether it lives: this machine lacks what it takes", "err",
+					v.Cause)
 			}
 			own = true
 			p.Tell(v)
@@ -142,14 +143,16 @@ func (p *Prober) Probe(ctx context.Context) Verdict {
 // port or memory left, or its packet filter forbids the connection. (EACCES may be
 // the word of a router.)
 func Own(err error) bool {
-	return slices.ContainsFunc([]error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EADDRNOTAVAIL, syscall.EPERM},
+	return slices.ContainsFunc([]error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM,
+		syscall.EADDRNOTAVAIL, syscall.EPERM},
 		func(e error) bool { return errors.Is(err, e) })
 }
 
 // Silent reports whether an error means that nobody answered, in place of a
 // refusal or a broken connection.
 func Silent(err error) bool {
-	if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, io.EOF) {
+	if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) ||
+		errors.Is(err, io.EOF) {
 		return false
 	}
 	var ne net.Error

@@ -29,8 +29,10 @@ func TestN37_OwnTrouble(t *testing.T) {
 		{"no port", []Check{failing(syscall.EADDRNOTAVAIL), good}, false, true},
 		{"a router forbids it (IPv6)", []Check{failing(syscall.EACCES)}, false, false},
 		{"refused", []Check{failing(syscall.ECONNREFUSED), good}, false, false},
-		{"refused, and no file descriptor", []Check{failing(syscall.ECONNREFUSED), failing(syscall.EMFILE)}, false, false},
-		{"unreachable, and no file descriptor", []Check{failing(syscall.EMFILE), failing(syscall.EHOSTUNREACH)}, false, false},
+		{"refused, and no file descriptor", []Check{failing(syscall.ECONNREFUSED), failing(syscall.EMFILE)}, false,
+			false},
+		{"unreachable, and no file descriptor", []Check{failing(syscall.EMFILE), failing(syscall.EHOSTUNREACH)}, false,
+			false},
 	} {
 		for range 20 { // the checks run side by side
 			v := (&Prober{Checks: c.checks}).Probe(t.Context())

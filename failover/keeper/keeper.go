@@ -150,7 +150,7 @@ func (k *Keeper) Tell(h failover.Happened) {
 	k.inbox.put(told{Happened: h})
 }
 
-// Trouble implements proxy.Gate: real traffic met a failure.
+// Trouble tells that real traffic met a failure.
 func (k *Keeper) Trouble(err error) {
 	select {
 	case k.trouble <- err:

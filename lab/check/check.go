@@ -109,7 +109,8 @@ func (b *Book) Session(account string) *Session {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.n++
-	s := &Session{b: b, id: strconv.Itoa(b.n), account: account, cs: imapwire.Scanner{Side: imapwire.Client}, ss: imapwire.Scanner{Side: imapwire.Server}, seen: map[string]bool{}}
+	s := &Session{b: b, id: strconv.Itoa(b.n), account: account, cs: imapwire.Scanner{Side: imapwire.Client},
+		ss: imapwire.Scanner{Side: imapwire.Server}, seen: map[string]bool{}}
 	fmt.Fprintf(&b.history, "%s session %s\n", s.id, account)
 	return s
 }
@@ -140,7 +141,8 @@ func (s *Session) Client(p []byte) {
 	fmt.Fprintf(&s.b.history, "%s > %q\n", s.id, p)
 	s.cbuf = append(s.cbuf, p...)
 	for len(s.cbuf) > 0 && !s.lost {
-		if n := len(s.open); n > 0 && s.open[n-1].verb == "IDLE" && len(s.cbuf) >= 6 && strings.EqualFold(string(s.cbuf[:6]), "DONE\r\n") {
+		if n := len(s.open); n > 0 && s.open[n-1].verb == "IDLE" && len(s.cbuf) >= 6 &&
+			strings.EqualFold(string(s.cbuf[:6]), "DONE\r\n") {
 			s.cbuf = s.cbuf[6:]
 			continue
 		}

@@ -73,8 +73,9 @@ func TestPlantedBugs(t *testing.T) {
 		"UID of a message changes":      {"< * 1 FETCH (UID 4 BODY[]", "< * 1 FETCH (UID 5 BODY[]"},
 		"UIDs out of order":             {"(UID 12 FLAGS", "(UID 8 FLAGS"},
 		"FETCH out of range":            {"* 3 FETCH (UID 12", "* 7 FETCH (UID 12"},
-		"UID used again":                {"BODY[] {36}\n< Message-ID: <m4>\n< X-Owner: u\n< \n< abcd)\n< f", "BODY[] {36}\n< Message-ID: <m5>\n< X-Owner: u\n< \n< abcd)\n< f"},
-		"somebody else's mail":          {"X-Owner: u", "X-Owner: v"},
+		"UID used again": {"BODY[] {36}\n< Message-ID: <m4>\n< X-Owner: u\n< \n< abcd)\n< f",
+			"BODY[] {36}\n< Message-ID: <m5>\n< X-Owner: u\n< \n< abcd)\n< f"},
+		"somebody else's mail": {"X-Owner: u", "X-Owner: v"},
 	} {
 		script := strings.Replace(good, bug[0], bug[1], 1)
 		if script == good {

@@ -23,9 +23,11 @@ func (h *Host) Mirror(to string, from ...string) (off func() error, err error) {
 		}
 		c.AddTable(t)
 		for _, f := range from {
-			ch := c.AddChain(&nftables.Chain{Name: f, Table: t, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookIngress, Priority: nftables.ChainPriorityFilter, Device: f})
+			ch := c.AddChain(&nftables.Chain{Name: f, Table: t, Type: nftables.ChainTypeFilter,
+				Hooknum: nftables.ChainHookIngress, Priority: nftables.ChainPriorityFilter, Device: f})
 			c.AddRule(&nftables.Rule{Table: t, Chain: ch, Exprs: []expr.Any{
-				&expr.Immediate{Register: 1, Data: binary.NativeEndian.AppendUint32(nil, uint32(ifi.Index))}, &expr.Dup{RegDev: 1, IsRegDevSet: true}}})
+				&expr.Immediate{Register: 1, Data: binary.NativeEndian.AppendUint32(nil, uint32(ifi.Index))},
+				&expr.Dup{RegDev: 1, IsRegDevSet: true}}})
 		}
 		return c.Flush()
 	})

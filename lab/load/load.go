@@ -202,7 +202,10 @@ func (c *client) next(kind string) string {
 
 // Message makes a message with a Message-ID.
 func Message(rng *rand.Rand, id, to string) []byte {
-	b := fmt.Appendf(nil, "From: Sender <sender@other.test>\r\nTo: <%s>\r\nSubject: =?utf-8?q?Gr=C3=BC=C3=9Fe?= %s\r\nMessage-ID: <%s>\r\nX-Owner: %s\r\nDate: %s\r\nMIME-Version: 1.0\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Transfer-Encoding: 8bit\r\n\r\n",
+	b := fmt.Appendf(nil,
+		"From: Sender <sender@other.test>\r\nTo: <%s>\r\nSubject: =?utf-8?q?Gr=C3=BC=C3=9Fe?= %s\r\nMessage-ID: "+
+			"<%s>\r\nX-Owner: %s\r\nDate: %s\r\nMIME-Version: 1.0\r\nContent-Type: text/plain; "+
+			"charset=utf-8\r\nContent-Transfer-Encoding: 8bit\r\n\r\n",
 		to, id, id, to, time.Now().Format(time.RFC1123Z))
 	for range 1 + rng.IntN(60) {
 		b = fmt.Appendf(b, "Zeile %d mit Umlauten äöü und Zufall %016x\r\n", rng.IntN(1000), rng.Uint64())
@@ -313,7 +316,8 @@ func (c *client) read(ic *imapc.Conn) error {
 
 func (c *client) append(ic *imapc.Conn) error {
 	e := c.l.add(&Entry{ID: c.next("append"), Account: c.user, Deleted: No, Flagged: No})
-	_, uid, err := ic.Append(imapc.Appending{Mailbox: "INBOX", Flags: []string{`\Seen`}, Body: Message(c.rng, e.ID, c.user)})
+	_, uid, err := ic.Append(imapc.Appending{Mailbox: "INBOX", Flags: []string{`\Seen`},
+		Body: Message(c.rng, e.ID, c.user)})
 	if err != nil {
 		return refused(err, &e.Stored)
 	}
@@ -509,7 +513,8 @@ func (v Verdict) OK() bool { return len(v.Lost)+len(v.Doubled)+len(v.Undone) == 
 
 // String is one line.
 func (v Verdict) String() string {
-	return fmt.Sprintf("%d confirmed, %d unanswered; lost %d %v, doubled %d %v, undone %d %v", v.Confirmed, v.Unanswered,
+	return fmt.Sprintf("%d confirmed, %d unanswered; lost %d %v, doubled %d %v, undone %d %v", v.Confirmed,
+		v.Unanswered,
 		len(v.Lost), head(v.Lost), len(v.Doubled), head(v.Doubled), len(v.Undone), head(v.Undone))
 }
 

@@ -71,7 +71,8 @@ func (s *Server) assemble(ctx context.Context) (err error) {
 		}
 	}
 	s.imap = imapd.New(imapd.Options{Store: s.mail, Log: s.opt.Log})
-	s.smtp = smtpd.New(smtpd.Options{Store: s.mail, NewSpool: s.spool, Hostname: "mail." + s.opt.Domain, MaxSize: maxMessage, Log: s.opt.Log,
+	s.smtp = smtpd.New(smtpd.Options{Store: s.mail, NewSpool: s.spool, Hostname: "mail." + s.opt.Domain,
+		MaxSize: maxMessage, Log: s.opt.Log,
 		Local: func(addr string) bool { return strings.HasSuffix(strings.ToLower(addr), "@"+s.opt.Domain) },
 		Check: func(user, password string) (string, error) {
 			return s.Authenticate(ctx, seam.Login{User: user, AuthUser: user, Password: password})
@@ -132,7 +133,8 @@ func (s *Server) Authenticate(_ context.Context, l seam.Login) (string, error) {
 	} else if l.User != l.AuthUser {
 		return "", seam.ErrDenied
 	}
-	if _, ok := s.opt.Users[l.User]; !ok || l.Token() || subtle.ConstantTimeCompare([]byte(want), []byte(l.Password)) != 1 {
+	_, ok := s.opt.Users[l.User]
+	if !ok || l.Token() || subtle.ConstantTimeCompare([]byte(want), []byte(l.Password)) != 1 {
 		return "", seam.ErrDenied
 	}
 	return l.User, nil

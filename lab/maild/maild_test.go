@@ -21,8 +21,8 @@ func TestServer(t *testing.T) {
 
 func server(t *testing.T, dir string) {
 	for turn := range 2 {
-		s, err := New(t.Context(), Options{Dir: dir, Domain: "d.test", Users: map[string]string{"ada@d.test": "secret"}, Master: "master", MasterPassword: "m", Greeting: "Ready.",
-			Log: slog.New(slog.DiscardHandler)})
+		s, err := New(t.Context(), Options{Dir: dir, Domain: "d.test", Users: map[string]string{"ada@d.test": "secret"},
+			Master: "master", MasterPassword: "m", Greeting: "Ready.", Log: slog.New(slog.DiscardHandler)})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -51,7 +51,8 @@ func server(t *testing.T, dir string) {
 			if sel, err := c.Select("INBOX", false); err != nil || sel.Exists != 2*turn+n {
 				t.Errorf("turn %d: %+v, %v", turn, sel, err)
 			}
-			if _, _, err := c.Append(imapc.Appending{Mailbox: "INBOX", Body: []byte("Subject: x\r\n\r\ny\r\n")}); err != nil {
+			letter := imapc.Appending{Mailbox: "INBOX", Body: []byte("Subject: x\r\n\r\ny\r\n")}
+			if _, _, err := c.Append(letter); err != nil {
 				t.Error(err)
 			}
 			c.Logout()

@@ -80,7 +80,8 @@ func (w *world) boxConfig(dir string) config.Config {
 	c.Standby.LearnLogins = w.cfg.learn
 	c.Mirror.Sweep, c.Mirror.Idle = config.Duration(2*time.Second), 2
 	s := config.Duration(time.Second)
-	c.Failover = config.Failover{Mode: "automatic", Hold: s, HoldSilent: 2 * s, Probe: s / 4, ProbeTimeout: s, ReturnProbes: 2, AutoHandback: true, OwedAfter: 20 * s}
+	c.Failover = config.Failover{Mode: "automatic", Hold: s, HoldSilent: 2 * s, Probe: s / 4, ProbeTimeout: s,
+		ReturnProbes: 2, AutoHandback: true, OwedAfter: 20 * s}
 	if w.cfg.silent > 0 {
 		c.Failover.HoldSilent = config.Duration(w.cfg.silent)
 	}

@@ -45,7 +45,8 @@ func (h hand) do(commands ...string) hand {
 func (h hand) add(mailbox string, ids ...string) hand {
 	h.w.t.Helper()
 	for i, id := range ids {
-		a := imapc.Appending{Mailbox: mailbox, Flags: []string{}, Body: letter(id), Date: time.Now().In(time.FixedZone("", 3600*i))}
+		zone := time.FixedZone("", 3600*i)
+		a := imapc.Appending{Mailbox: mailbox, Flags: []string{}, Body: letter(id), Date: time.Now().In(zone)}
 		if i%2 == 1 {
 			a.Flags = []string{`\Seen`, "$Forwarded"}
 		}
@@ -58,7 +59,10 @@ func (h hand) add(mailbox string, ids ...string) hand {
 
 // letter is a message with a Message-ID.
 func letter(id string) []byte {
-	return fmt.Appendf(nil, "From: a@other.test\r\nSubject: %s\r\nMessage-ID: <%s>\r\n\r\nThis is the letter %s.\r\n%s", id, id, id, strings.Repeat("It goes on.\r\n", len(id)%7))
+	more := strings.Repeat("It goes on.\r\n", len(id)%7)
+	return fmt.Appendf(nil, "From: a@other.test\r\nSubject: %[1]s\r\nMessage-ID: <%[1]s>\r\n\r\n"+
+		"This is the letter %[1]s.\r\n%[2]s",
+		id, more)
 }
 
 // offered is a message that the box has asked for the text of.
@@ -76,7 +80,8 @@ func (w *world) offer(port, from, to, user string) offered {
 	}
 	lines := []string{"", "EHLO a.test"}
 	if user != "" {
-		lines = append(lines, "AUTH PLAIN "+base64.StdEncoding.EncodeToString([]byte("\x00"+user+"\x00"+password(user))))
+		secret := []byte("\x00" + user + "\x00" + password(user))
+		lines = append(lines, "AUTH PLAIN "+base64.StdEncoding.EncodeToString(secret))
 	}
 	o := offered{conn, bufio.NewReader(conn)}
 	for _, line := range append(lines, "MAIL FROM:<"+from+">", "RCPT TO:<"+to+">", "DATA") {

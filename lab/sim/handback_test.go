@@ -35,7 +35,7 @@ func TestT28_FlagLeftByACutCopyBack(t *testing.T) {
 			t.Fatal(err)
 		}
 		for range 2 {
-			if _, _, err := prod.Append(imapc.Appending{Mailbox: "INBOX", Flags: []string{}, Body: []byte("Subject: a\r\n\r\nb\r\n")}); err != nil {
+			if err := add(prod, "a"); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -58,7 +58,8 @@ func TestT28_FlagLeftByACutCopyBack(t *testing.T) {
 		w.wait(failover.Protecting)
 		do(prod, "NOOP")
 		got := map[uint32][]string{}
-		if err := prod.Fetch("1:*", "(UID FLAGS)", func(m imapc.Message) error { got[m.UID] = m.Flags; return nil }); err != nil {
+		err = prod.Fetch("1:*", "(UID FLAGS)", func(m imapc.Message) error { got[m.UID] = m.Flags; return nil })
+		if err != nil {
 			t.Error(err)
 		}
 		prod.Close()
@@ -81,7 +82,8 @@ func TestB5_LateCommand(t *testing.T) {
 }
 
 func add(c *imapc.Conn, subject string) error {
-	_, _, err := c.Append(imapc.Appending{Mailbox: "INBOX", Flags: []string{}, Body: []byte("Subject: " + subject + "\r\n\r\nb\r\n")})
+	body := []byte("Subject: " + subject + "\r\n\r\nb\r\n")
+	_, _, err := c.Append(imapc.Appending{Mailbox: "INBOX", Flags: []string{}, Body: body})
 	return err
 }
 
@@ -155,7 +157,8 @@ func TestN18_OwedAndLate(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, _, err := prod.Append(imapc.Appending{Mailbox: "INBOX", Body: append([]byte("Received: by production\r\n"), msg...)}); err != nil {
+		theirs := append([]byte("Received: by production\r\n"), msg...)
+		if _, _, err := prod.Append(imapc.Appending{Mailbox: "INBOX", Body: theirs}); err != nil {
 			t.Fatal(err)
 		}
 		w.wait(failover.Protecting)
@@ -182,7 +185,8 @@ func TestN18_TriedOften(t *testing.T) {
 				t.Fatal(err)
 			}
 			br := bufio.NewReader(conn)
-			for _, line := range []string{"", "EHLO a.test", "MAIL FROM:<a@other.test>", "RCPT TO:<anna@sim.test>", "DATA"} {
+			lines := []string{"", "EHLO a.test", "MAIL FROM:<a@other.test>", "RCPT TO:<anna@sim.test>", "DATA"}
+			for _, line := range lines {
 				if line != "" {
 					_, _ = io.WriteString(conn, line+"\r\n")
 				}

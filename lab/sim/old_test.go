@@ -82,11 +82,13 @@ func goOnServing(w *world) {
 // useAll has each user append a letter and set a keyword. The first time the sender
 // that was not answered is there before.
 func (w *world) useAll(prefix string, uid int, keyword string) {
-	if again := map[failover.Phase]string{failover.Protecting: "unanswered1", failover.Serving: "unanswered4"}[w.phase()]; prefix == "after1." {
-		w.send("smtp", stranger, anna, again, "")
+	again := map[failover.Phase]string{failover.Protecting: "unanswered1", failover.Serving: "unanswered4"}
+	if prefix == "after1." {
+		w.send("smtp", stranger, anna, again[w.phase()], "")
 	}
 	for _, u := range w.users {
-		w.hand(u, w.toBox).do("SELECT INBOX").add("INBOX", prefix+u).do(fmt.Sprintf("UID STORE %d +FLAGS (%s)", uid, keyword)).Close()
+		store := fmt.Sprintf("UID STORE %d +FLAGS (%s)", uid, keyword)
+		w.hand(u, w.toBox).do("SELECT INBOX").add("INBOX", prefix+u).do(store).Close()
 	}
 }
 
@@ -213,7 +215,8 @@ func keepFixture(w *world, file string) {
 	if err := replicatest.Pack(dir, file+".tar.gz"); err != nil {
 		w.t.Fatal(err)
 	}
-	r, err := replica.Open(replica.Options{Dir: filepath.Join(dir, "box"), FoldCase: true, Domains: []string{"sim.test"}})
+	box := filepath.Join(dir, "box")
+	r, err := replica.Open(replica.Options{Dir: box, FoldCase: true, Domains: []string{"sim.test"}})
 	if err != nil {
 		w.t.Fatal(err)
 	}

@@ -21,7 +21,8 @@ type options struct {
 // first), UNDERSTUDY_BRIEF, UNDERSTUDY_FAULT (names, with commas; all if it is empty)
 // and UNDERSTUDY_LOGS.
 func fromEnvironment() (options, error) {
-	o := options{seeds: 5, first: uint64(time.Now().UnixNano()) % 1e9, brief: os.Getenv("UNDERSTUDY_BRIEF") != "", logs: os.Getenv("UNDERSTUDY_LOGS")}
+	o := options{seeds: 5, first: uint64(time.Now().UnixNano()) % 1e9}
+	o.brief, o.logs = os.Getenv("UNDERSTUDY_BRIEF") != "", os.Getenv("UNDERSTUDY_LOGS")
 	for name, to := range map[string]*uint64{"UNDERSTUDY_SEEDS": &o.seeds, "UNDERSTUDY_SEED": &o.first} {
 		text := os.Getenv(name)
 		if text == "" {
@@ -48,7 +49,8 @@ func chosen(names string) ([]fault, error) {
 	for name := range strings.SplitSeq(names, ",") {
 		i := slices.IndexFunc(all, func(f fault) bool { return f.name == name })
 		if i < 0 {
-			return nil, fmt.Errorf("UNDERSTUDY_FAULT: there is no fault %q; there are %s", name, strings.Join(faultNames(all), ", "))
+			names := strings.Join(faultNames(all), ", ")
+			return nil, fmt.Errorf("UNDERSTUDY_FAULT: there is no fault %q; there are %s", name, names)
 		}
 		out = append(out, all[i])
 	}

@@ -22,8 +22,9 @@ type server struct {
 
 // start starts production on what it has on disk.
 func (w *world) start() {
-	o := maild.Options{Dir: w.path("prod"), Domain: "sim.test", Users: map[string]string{}, Master: master, MasterPassword: masterPassword,
-		Greeting: "Simulated server ready.", Log: slog.New(slog.DiscardHandler)}
+	o := maild.Options{Dir: w.path("prod"), Domain: "sim.test", Users: map[string]string{},
+		Master: master, MasterPassword: masterPassword, Greeting: "Simulated server ready.",
+		Log: slog.New(slog.DiscardHandler)}
 	for _, u := range w.users {
 		o.Users[u] = password(u)
 	}

@@ -66,6 +66,6 @@ func (w *world) clients(seed uint64, book *check.Book, sabotage func(net.Conn) n
 		}
 		return c, err
 	}
-	return load.Options{IMAP: "imap", SMTP: "smtp", Users: w.users, Password: password, Seed: seed, Tag: "sim", Pace: w.pace,
-		Folder: "Filed", Deletes: true, PerUser: perUser, Dial: dial, Book: book}
+	return load.Options{IMAP: "imap", SMTP: "smtp", Users: w.users, Password: password, Seed: seed,
+		Tag: "sim", Pace: w.pace, Folder: "Filed", Deletes: true, PerUser: perUser, Dial: dial, Book: book}
 }

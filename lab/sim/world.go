@@ -75,7 +75,9 @@ func newWorld(t *testing.T, o options, seed uint64) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{t: t, opt: o, rng: rand.New(rand.NewPCG(seed, 1)), dir: dir, users: []string{"anna@sim.test", "bert@sim.test"}, terse: seed%4 == 0, text: &strings.Builder{}}
+	w := &world{t: t, opt: o, dir: dir, terse: seed%4 == 0, text: &strings.Builder{}}
+	w.rng = rand.New(rand.NewPCG(seed, 1))
+	w.users = []string{"anna@sim.test", "bert@sim.test"}
 	if o.brief {
 		w.users = w.users[:1]
 	}

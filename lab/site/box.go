@@ -53,7 +53,8 @@ func NewBox(dir, binary string, s *Site, settings map[string]string) (*Box, erro
 	}
 	b.Settings = map[string]string{
 		"data": q(data), "control": q(b.Client.Socket), "log_level": q("debug"), "hostname": q("mail.example.test"),
-		"listen.imap": q(b.IMAP), "listen.smtp": q(b.SMTP), "listen.submission": q(b.Submission), "listen.plain_login": "true",
+		"listen.imap": q(b.IMAP), "listen.smtp": q(b.SMTP), "listen.submission": q(b.Submission),
+		"listen.plain_login":    "true",
 		"production.imap":       q(fmt.Sprintf("127.0.0.1:%d", s.IMAPPort)),
 		"production.smtp":       q(fmt.Sprintf("127.0.0.1:%d", s.SMTPPort)),
 		"production.submission": q(fmt.Sprintf("127.0.0.1:%d", s.SubmissionPort)),
@@ -61,7 +62,8 @@ func NewBox(dir, binary string, s *Site, settings map[string]string) (*Box, erro
 		"master.user": q(MasterUser), "master.password": q(MasterPassword),
 		"accounts.list": users, "accounts.domains": `["` + Domain + `"]`,
 		"mirror.sweep": q("2s"), "mirror.idle": "50",
-		"failover.mode": q("automatic"), "failover.hold": q("200ms"), "failover.hold_silent": q("2s"), "failover.probe": q("200ms"),
+		"failover.mode": q("automatic"), "failover.hold": q("200ms"), "failover.hold_silent": q("2s"),
+		"failover.probe":         q("200ms"),
 		"failover.return_probes": "3", "failover.cooldown": q("0s"), "failover.owed_after": q("20s"),
 	}
 	for k, v := range settings {

@@ -64,7 +64,8 @@ func (s *Site) UseCyrus(root string) error {
 	}
 	s.cyrus = root
 	dir := filepath.Join(s.Dir, "cyrus")
-	for _, d := range []string{"conf/db", "conf/user", "conf/quota", "conf/proc", "conf/msg", "conf/socket", "conf/lock", "conf/log", "conf/ptclient", "run/proc", "run/lock", "spool", "sieve", "sock"} {
+	for _, d := range []string{"conf/db", "conf/user", "conf/quota", "conf/proc", "conf/msg", "conf/socket",
+		"conf/lock", "conf/log", "conf/ptclient", "run/proc", "run/lock", "spool", "sieve", "sock"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
 			return err
 		}

@@ -73,7 +73,9 @@ func Take(c *imapc.Conn) (Fingerprint, error) {
 			digest := hex.EncodeToString(sum[:8])
 			f.Bodies[digest]++
 			flags := row.NormalFlags(m.Flags)
-			f.Lines = append(f.Lines, fmt.Sprintf("%s uid=%d %v %s size=%d %s", l.Name, m.UID, flags, m.Date.UTC().Format("2006-01-02T15:04:05"), m.Size, digest))
+			f.Lines = append(f.Lines,
+				fmt.Sprintf("%s uid=%d %v %s size=%d %s", l.Name, m.UID, flags,
+					m.Date.UTC().Format("2006-01-02T15:04:05"), m.Size, digest))
 			return nil
 		})
 		if err != nil {

@@ -314,7 +314,8 @@ func (s *Site) write() error {
 	for a, to := range s.Aliases {
 		fmt.Fprintf(&aliases, "%s %s\n", a, to)
 	}
-	files := map[string]string{"users.pw": users.String(), "master.pw": MasterUser + ":" + MasterPassword + "\n", "pf/boxes": boxes.String(), "pf/aliases": aliases.String()}
+	files := map[string]string{"users.pw": users.String(), "master.pw": MasterUser + ":" + MasterPassword + "\n",
+		"pf/boxes": boxes.String(), "pf/aliases": aliases.String()}
 	for name, text := range map[string]string{"dovecot.conf": dovecotConf, "pf/main.cf": mainCf, "pf/master.cf": masterCf} {
 		t, err := template.New(name).Parse(text)
 		if err != nil {

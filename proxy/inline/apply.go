@@ -120,7 +120,8 @@ func (s Site) observeBridge(add func(item)) error {
 		return fmt.Errorf("forwarding table: %w", err)
 	}
 	for _, n := range fdb {
-		if l, err := netlink.LinkByIndex(n.LinkIndex); err == nil && n.HardwareAddr.String() == nextHop.String() && n.State&netlink.NUD_NOARP != 0 {
+		if l, err := netlink.LinkByIndex(n.LinkIndex); err == nil && n.HardwareAddr.String() == nextHop.String() &&
+			n.State&netlink.NUD_NOARP != 0 {
 			add(fdbItem{nextHop, l.Attrs().Name})
 		}
 	}
@@ -222,7 +223,8 @@ func (s Site) PlanRemoval() ([]Step, error) {
 func Run(steps []Step) error {
 	for _, st := range steps {
 		if err := st.run(); err != nil {
-			if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOENT) && strings.Contains(st.String(), "table") {
+			if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOENT) &&
+				strings.Contains(st.String(), "table") {
 				err = fmt.Errorf("%w (a feature of the kernel is missing: `understudy doctor` names it)", err)
 			}
 			return permitted(fmt.Errorf("%s %s: %w", st.Op, st.What.id(), err))
@@ -323,7 +325,8 @@ func (st Step) runRouting(gone bool) error {
 		if err != nil {
 			return err
 		}
-		r := &netlink.Route{Family: fam(i.dst.Addr().Is6()), Dst: ipnet(i.dst), LinkIndex: l.Attrs().Index, Table: i.table}
+		r := &netlink.Route{Family: fam(i.dst.Addr().Is6()), Dst: ipnet(i.dst), LinkIndex: l.Attrs().Index,
+			Table: i.table}
 		switch {
 		case i.local:
 			r.Type, r.Scope = unix.RTN_LOCAL, netlink.SCOPE_HOST
@@ -341,7 +344,8 @@ func (st Step) runRouting(gone bool) error {
 		if err != nil {
 			return err
 		}
-		n := &netlink.Neigh{LinkIndex: l.Attrs().Index, Family: fam(i.ip.Is6()), State: netlink.NUD_PERMANENT, IP: i.ip.AsSlice(), HardwareAddr: i.mac}
+		n := &netlink.Neigh{LinkIndex: l.Attrs().Index, Family: fam(i.ip.Is6()), State: netlink.NUD_PERMANENT,
+			IP: i.ip.AsSlice(), HardwareAddr: i.mac}
 		if gone {
 			return netlink.NeighDel(n)
 		}
@@ -351,7 +355,8 @@ func (st Step) runRouting(gone bool) error {
 		if err != nil {
 			return err
 		}
-		n := &netlink.Neigh{LinkIndex: l.Attrs().Index, Family: unix.AF_BRIDGE, State: netlink.NUD_NOARP, Flags: netlink.NTF_MASTER, HardwareAddr: i.mac}
+		n := &netlink.Neigh{LinkIndex: l.Attrs().Index, Family: unix.AF_BRIDGE, State: netlink.NUD_NOARP,
+			Flags: netlink.NTF_MASTER, HardwareAddr: i.mac}
 		if gone {
 			return netlink.NeighDel(n)
 		}

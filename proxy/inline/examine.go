@@ -39,8 +39,14 @@ func Examine(ctx context.Context, s Site) []Finding {
 	x.settings()
 	x.network(ctx)
 	if s.OneArm {
-		x.add("warning", "set failover.fence_command (power, switch port), or keep failover.mode = \"confirm\"", "beside production the box can take its address, but cannot keep it from answering, or from sending what it has queued")
-		x.add("note", "`understudy network bypass off` takes the address while production lives, or name a mirror port in network.tap", "beside production the box sees no passwords, so that nobody could log in to it in an outage, unless it learns them")
+		x.add("warning", "set failover.fence_command (power, switch port), or keep failover.mode = \"confirm\"",
+			"beside production the box can take its address, but cannot keep it from answering, or from sending "+
+				"what it has queued")
+		x.add("note",
+			"`understudy network bypass off` takes the address while production lives, or name a mirror port in "+
+				"network.tap",
+			"beside production the box sees no passwords, so that nobody could log in to it in an outage, unless it "+
+				"learns them")
 	}
 	return x.found
 }
@@ -71,7 +77,8 @@ func (x *examination) rights() bool {
 	for bit, name := range map[int]string{12: "CAP_NET_ADMIN", 13: "CAP_NET_RAW"} {
 		if eff>>bit&1 == 0 {
 			good = false
-			x.add("error", "run as root, or with AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW in the unit", "the process lacks %s", name)
+			x.add("error", "run as root, or with AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW in the unit",
+				"the process lacks %s", name)
 		}
 	}
 	return good
@@ -104,13 +111,16 @@ func (x *examination) links() bool {
 		addrs = slices.DeleteFunc(addrs, func(p netip.Prefix) bool { return p.Addr().IsLinkLocalUnicast() })
 		switch {
 		case !x.site.OneArm && len(addrs) > 0:
-			x.add("warning", "move it to network.own, and take it out of the system's own configuration", "%s has the address %s, which does not work any more once it is a port of the bridge", name, addrs[0])
+			x.add("warning", "move it to network.own, and take it out of the system's own configuration",
+				"%s has the address %s, which does not work any more once it is a port of the bridge", name, addrs[0])
 		case x.site.OneArm && len(addrs) == 0:
 			x.add("error", "give it one in production's network", "%s has no address of its own", name)
 		}
 	}
 	if len(mtu) == 2 && mtu[x.site.LAN] != mtu[x.site.Server] {
-		x.add("error", "set both to the smaller", "the two ports have different MTUs (%d and %d): long packets would be lost without a word", mtu[x.site.LAN], mtu[x.site.Server])
+		x.add("error", "set both to the smaller",
+			"the two ports have different MTUs (%d and %d): long packets would be lost without a word", mtu[x.site.LAN],
+			mtu[x.site.Server])
 	}
 	return good
 }
@@ -127,7 +137,8 @@ func (x *examination) kernel() {
 	s.MAC = net.HardwareAddr{2, 0, 0, 0, 0, 1}
 	s.BridgeMAC = s.MAC
 	for i := range s.Ports {
-		s.Ports[i].V4, s.Ports[i].V6 = netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), 1), netip.AddrPortFrom(netip.IPv6Loopback(), 1)
+		s.Ports[i].V4, s.Ports[i].V6 = netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), 1),
+			netip.AddrPortFrom(netip.IPv6Loopback(), 1)
 	}
 	lan, err := net.InterfaceByName(s.LAN)
 	if err != nil {
@@ -155,7 +166,9 @@ func (x *examination) kernel() {
 		}
 		if err := o.make(p.t); err != nil {
 			good = false
-			x.add("error", "a kernel of Linux 5.12 or newer with "+p.module+" is needed (Debian 12 and Ubuntu 22.04 have it)", "a feature of the kernel is missing: %v", err)
+			x.add("error",
+				"a kernel of Linux 5.12 or newer with "+p.module+" is needed (Debian 12 and Ubuntu 22.04 have it)",
+				"a feature of the kernel is missing: %v", err)
 			continue
 		}
 		_ = o.drop(p.t)
@@ -188,14 +201,18 @@ func readNumber(path string) int {
 func (x *examination) settings() {
 	for _, p := range []string{"iptables", "ip6tables"} {
 		if !x.site.OneArm && readNumber("/proc/sys/net/bridge/bridge-nf-call-"+p) == 1 {
-			x.add("warning", "the box sets it to 0 while it runs; see to it that nothing sets it again (Docker does)", "net.bridge.bridge-nf-call-%s is 1: diverted packets would be lost", p)
+			x.add("warning", "the box sets it to 0 while it runs; see to it that nothing sets it again (Docker does)",
+				"net.bridge.bridge-nf-call-%s is 1: diverted packets would be lost", p)
 		}
 	}
 	if readNumber("/proc/sys/net/ipv4/conf/all/rp_filter") == 1 {
-		x.add("error", "sysctl net.ipv4.conf.all.rp_filter=2", "net.ipv4.conf.all.rp_filter is 1: packets with clients' addresses would be dropped")
+		x.add("error", "sysctl net.ipv4.conf.all.rp_filter=2",
+			"net.ipv4.conf.all.rp_filter is 1: packets with clients' addresses would be dropped")
 	}
 	if n := readNumber("/proc/sys/net/netfilter/nf_conntrack_count"); n > 0 {
-		x.add("warning", "exempt the mail ports (notrack in prerouting and output of the raw table), or do without", "connection tracking is in use on this machine (%d entries): both halves of a diverted connection have the same addresses and ports", n)
+		x.add("warning", "exempt the mail ports (notrack in prerouting and output of the raw table), or do without",
+			"connection tracking is in use on this machine (%d entries): both halves of a diverted connection have "+
+				"the same addresses and ports", n)
 	}
 }
 
@@ -311,19 +328,25 @@ func (x *examination) judge(h *heard) {
 	for _, a := range x.site.Addrs {
 		switch macs := keys(side[a]); len(macs) {
 		case 0:
-			x.add("warning", "is it plugged in there, and are network.addresses right?", "nobody %s answers for production's address %s", where, a)
+			x.add("warning", "is it plugged in there, and are network.addresses right?",
+				"nobody %s answers for production's address %s", where, a)
 		case 1:
 			x.add("ok", "", "production's %s is at %s %s", a, macs[0], where)
 		default:
-			x.add("error", "find the second one", "several machines %s say that they have production's address %s: %s", where, a, strings.Join(macs, " and "))
+			x.add("error", "find the second one", "several machines %s say that they have production's address %s: %s",
+				where, a, strings.Join(macs, " and "))
 		}
 		if !x.site.OneArm && len(h.lan[a]) > 0 {
-			x.add("error", "production must have no way to the network but through the box: no second cable, no other machine with its address", "%s answers for production's %s on the LAN, past the box", strings.Join(keys(h.lan[a]), ", "), a)
+			x.add("error",
+				"production must have no way to the network but through the box: no second cable, no other machine "+
+					"with its address", "%s answers for production's %s on the LAN, past the box",
+				strings.Join(keys(h.lan[a]), ", "), a)
 		}
 	}
 	for _, o := range x.site.Own {
 		if macs := append(keys(h.lan[o.Addr()]), keys(h.srv[o.Addr()])...); len(macs) > 0 {
-			x.add("error", "choose another one for network.own", "the box's own address %s is in use at %s", o.Addr(), strings.Join(macs, ", "))
+			x.add("error", "choose another one for network.own", "the box's own address %s is in use at %s", o.Addr(),
+				strings.Join(macs, ", "))
 		}
 	}
 	if !x.site.OneArm {
@@ -333,13 +356,17 @@ func (x *examination) judge(h *heard) {
 			but = append(but, o.Addr())
 		}
 		if l := h.others(h.srv, but); len(l) > 0 {
-			x.add("warning", "plug production alone into "+x.site.Server+": those on its side reach it past the box", "other hosts are on production's side: %s", strings.Join(l[:min(len(l), 5)], ", "))
+			x.add("warning", "plug production alone into "+x.site.Server+": those on its side reach it past the box",
+				"other hosts are on production's side: %s", strings.Join(l[:min(len(l), 5)], ", "))
 		}
 	}
 	if len(h.loops) > 0 {
-		x.add("error", "look for a loop: both ports in the same switch, or another bridge beside the box; switches see the box's address wander", "frames of the box itself come back to it")
+		x.add("error",
+			"look for a loop: both ports in the same switch, or another bridge beside the box; switches see the "+
+				"box's address wander", "frames of the box itself come back to it")
 	}
 	if h.tags {
-		x.add("error", "put the box where production's traffic is untagged", "frames on %s carry VLAN tags: they would pass, but are not diverted", x.site.Server)
+		x.add("error", "put the box where production's traffic is untagged",
+			"frames on %s carry VLAN tags: they would pass, but are not diverted", x.site.Server)
 	}
 }

@@ -122,6 +122,7 @@ func (w *Wire) announce() {
 
 // fenceTable is a fence that ends with the process.
 func (s Site) fenceTable() table {
-	return table{family: nftables.TableFamilyBridge, name: tableName + "_fence", owned: true, chains: []chain{{name: "forward", hook: "forward", num: nftables.ChainHookForward, prio: -300,
-		rules: []rule{{iif(s.Server), drop()}, {oif(s.Server), drop()}}}}}
+	return table{family: nftables.TableFamilyBridge, name: tableName + "_fence", owned: true,
+		chains: []chain{{name: "forward", hook: "forward", num: nftables.ChainHookForward, prio: -300,
+			rules: []rule{{iif(s.Server), drop()}, {oif(s.Server), drop()}}}}}
 }

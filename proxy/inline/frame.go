@@ -87,7 +87,8 @@ var (
 
 func serialize(l ...gopacket.SerializableLayer) []byte {
 	b := gopacket.NewSerializeBuffer()
-	if err := gopacket.SerializeLayers(b, gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true}, l...); err != nil {
+	if err := gopacket.SerializeLayers(b, gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true},
+		l...); err != nil {
 		panic(err) // layers of this file
 	}
 	return b.Bytes()
@@ -103,8 +104,10 @@ func claim(ether, mac net.HardwareAddr, ip netip.Addr, toMAC net.HardwareAddr, t
 			toMAC, to = broadcast, ip
 		}
 		return serialize(&layers.Ethernet{SrcMAC: ether, DstMAC: toMAC, EthernetType: layers.EthernetTypeARP},
-			&layers.ARP{AddrType: layers.LinkTypeEthernet, Protocol: layers.EthernetTypeIPv4, HwAddressSize: 6, ProtAddressSize: 4, Operation: layers.ARPReply,
-				SourceHwAddress: mac, SourceProtAddress: ip.AsSlice(), DstHwAddress: toMAC, DstProtAddress: to.AsSlice()})
+			&layers.ARP{AddrType: layers.LinkTypeEthernet, Protocol: layers.EthernetTypeIPv4, HwAddressSize: 6,
+				ProtAddressSize: 4, Operation: layers.ARPReply,
+				SourceHwAddress: mac, SourceProtAddress: ip.AsSlice(), DstHwAddress: toMAC,
+				DstProtAddress: to.AsSlice()})
 	}
 	flags := uint8(0x60) // solicited, override
 	if all {
@@ -119,21 +122,26 @@ func ndp(ether, toMAC net.HardwareAddr, from, to netip.Addr, body gopacket.Seria
 	if _, ok := body.(*layers.ICMPv6NeighborAdvertisement); ok {
 		typ = layers.ICMPv6TypeNeighborAdvertisement
 	}
-	ip := &layers.IPv6{Version: 6, HopLimit: 255, NextHeader: layers.IPProtocolICMPv6, SrcIP: from.AsSlice(), DstIP: to.AsSlice()}
+	ip := &layers.IPv6{Version: 6, HopLimit: 255, NextHeader: layers.IPProtocolICMPv6, SrcIP: from.AsSlice(),
+		DstIP: to.AsSlice()}
 	ic := &layers.ICMPv6{TypeCode: layers.CreateICMPv6TypeCode(typ, 0)}
 	_ = ic.SetNetworkLayerForChecksum(ip)
-	return serialize(&layers.Ethernet{SrcMAC: ether, DstMAC: toMAC, EthernetType: layers.EthernetTypeIPv6}, ip, ic, body)
+	return serialize(&layers.Ethernet{SrcMAC: ether, DstMAC: toMAC, EthernetType: layers.EthernetTypeIPv6}, ip, ic,
+		body)
 }
 
 // ask asks all who has target.
 func ask(mac net.HardwareAddr, from, target netip.Addr) []byte {
 	if target.Is4() {
 		return serialize(&layers.Ethernet{SrcMAC: mac, DstMAC: broadcast, EthernetType: layers.EthernetTypeARP},
-			&layers.ARP{AddrType: layers.LinkTypeEthernet, Protocol: layers.EthernetTypeIPv4, HwAddressSize: 6, ProtAddressSize: 4, Operation: layers.ARPRequest,
-				SourceHwAddress: mac, SourceProtAddress: from.AsSlice(), DstHwAddress: make([]byte, 6), DstProtAddress: target.AsSlice()})
+			&layers.ARP{AddrType: layers.LinkTypeEthernet, Protocol: layers.EthernetTypeIPv4, HwAddressSize: 6,
+				ProtAddressSize: 4, Operation: layers.ARPRequest,
+				SourceHwAddress: mac, SourceProtAddress: from.AsSlice(), DstHwAddress: make([]byte, 6),
+				DstProtAddress: target.AsSlice()})
 	}
 	t := target.As16()
 	group := netip.AddrFrom16([16]byte{0: 0xff, 1: 0x02, 11: 1, 12: 0xff, 13: t[13], 14: t[14], 15: t[15]})
 	return ndp(mac, net.HardwareAddr{0x33, 0x33, 0xff, t[13], t[14], t[15]}, from, group,
-		&layers.ICMPv6NeighborSolicitation{TargetAddress: target.AsSlice(), Options: layers.ICMPv6Options{{Type: layers.ICMPv6OptSourceAddress, Data: mac}}})
+		&layers.ICMPv6NeighborSolicitation{TargetAddress: target.AsSlice(),
+			Options: layers.ICMPv6Options{{Type: layers.ICMPv6OptSourceAddress, Data: mac}}})
 }

@@ -26,21 +26,26 @@ func TestFrames(t *testing.T) {
 		want  neighbour
 		told  netip.Addr
 	}{
-		"ARP question":         {ask(macA, ip4A, ip4B), neighbour{ask: true, target: ip4B, from: ip4A}, ip4A},
-		"ARP answer":           {claim(macB, macA, ip4A, macB, ip4B), neighbour{target: ip4B, from: ip4A}, ip4A},
-		"ARP to all":           {claim(macA, macA, ip4A, nil, netip.Addr{}), neighbour{target: ip4A, from: ip4A}, ip4A},
-		"ND question":          {ask(macA, ip6A, ip6B), neighbour{v6: true, ask: true, target: ip6B, from: ip6A}, ip6A},
-		"ND answer":            {claim(macB, macA, ip6A, macB, ip6B), neighbour{v6: true, target: ip6A, from: ip6A}, ip6A},
-		"ND to all":            {claim(macA, macA, ip6A, nil, netip.Addr{}), neighbour{v6: true, target: ip6A, from: ip6A}, ip6A},
-		"address detection":    {ask(macA, netip.IPv6Unspecified(), ip6A), neighbour{v6: true, ask: true, target: ip6A, from: netip.IPv6Unspecified()}, netip.IPv6Unspecified()},
-		"ARP probe of oneself": {ask(macA, netip.IPv4Unspecified(), ip4A), neighbour{ask: true, target: ip4A, from: netip.IPv4Unspecified()}, netip.IPv4Unspecified()},
+		"ARP question": {ask(macA, ip4A, ip4B), neighbour{ask: true, target: ip4B, from: ip4A}, ip4A},
+		"ARP answer":   {claim(macB, macA, ip4A, macB, ip4B), neighbour{target: ip4B, from: ip4A}, ip4A},
+		"ARP to all":   {claim(macA, macA, ip4A, nil, netip.Addr{}), neighbour{target: ip4A, from: ip4A}, ip4A},
+		"ND question":  {ask(macA, ip6A, ip6B), neighbour{v6: true, ask: true, target: ip6B, from: ip6A}, ip6A},
+		"ND answer": {claim(macB, macA, ip6A, macB, ip6B), neighbour{v6: true, target: ip6A, from: ip6A},
+			ip6A},
+		"ND to all": {claim(macA, macA, ip6A, nil, netip.Addr{}),
+			neighbour{v6: true, target: ip6A, from: ip6A}, ip6A},
+		"address detection": {ask(macA, netip.IPv6Unspecified(), ip6A),
+			neighbour{v6: true, ask: true, target: ip6A, from: netip.IPv6Unspecified()}, netip.IPv6Unspecified()},
+		"ARP probe of oneself": {ask(macA, netip.IPv4Unspecified(), ip4A),
+			neighbour{ask: true, target: ip4A, from: netip.IPv4Unspecified()}, netip.IPv4Unspecified()},
 	} {
 		if k, err := vm.Run(c.frame); err != nil || k == 0 {
 			t.Errorf("%s: the filter drops it (%v)", name, err)
 		}
 		n, ok := parseNeighbour(c.frame)
 		a, mac := n.told()
-		if !ok || n.v6 != c.want.v6 || n.ask != c.want.ask || n.target != c.want.target || n.from != c.want.from || a != c.told || !bytes.Equal(mac, macA) {
+		if !ok || n.v6 != c.want.v6 || n.ask != c.want.ask || n.target != c.want.target || n.from != c.want.from ||
+			a != c.told || !bytes.Equal(mac, macA) {
 			t.Errorf("%s: %v %+v, tells that %s is at %s", name, ok, n, a, mac)
 		}
 	}

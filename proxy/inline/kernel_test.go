@@ -36,7 +36,8 @@ func inNamespace(t *testing.T) bool {
 		c.SysProcAttr = attr
 		return c.CombinedOutput()
 	}
-	out, err := run(&syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER | unix.CLONE_NEWNET, UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}},
+	out, err := run(&syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER | unix.CLONE_NEWNET,
+		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}},
 		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}})
 	if exit := (*exec.ExitError)(nil); err != nil && !errors.As(err, &exit) {
 		t.Logf("no user namespace: %v", err)
@@ -67,8 +68,11 @@ func wired(t *testing.T) (client, server *hosts.Host, s Site) {
 	ok(hosts.Cable(box, "srv0", server, "eth0"))
 	ok(client.Addr("eth0", false, "10.99.0.2/24", "fd99::2/64"))
 	ok(server.Addr("eth0", false, "10.99.0.10/24", "fd99::10/64"))
-	return client, server, Site{LAN: "lan0", Server: "srv0", Bridge: "understudy0", Addrs: []netip.Addr{netip.MustParseAddr("10.99.0.10"), netip.MustParseAddr("fd99::10")},
-		Own: []netip.Prefix{netip.MustParsePrefix("10.99.0.9/24")}, Ports: []Port{{Name: "imap", Port: 143}}, Pass: []uint16{22}}
+	return client, server,
+		Site{LAN: "lan0", Server: "srv0", Bridge: "understudy0",
+			Addrs: []netip.Addr{netip.MustParseAddr("10.99.0.10"), netip.MustParseAddr("fd99::10")},
+			Own:   []netip.Prefix{netip.MustParsePrefix("10.99.0.9/24")}, Ports: []Port{{Name: "imap", Port: 143}},
+			Pass: []uint16{22}}
 }
 
 // telling serves a port: it says who it is, and from where it was called.

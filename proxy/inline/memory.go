@@ -28,7 +28,10 @@ func Remember(path string, s *Site) (memory, error) {
 		err = json.Unmarshal(b, &m)
 	}
 	if err != nil {
-		return m, fmt.Errorf("%s, which says whether production is fenced, cannot be read: %w. If `understudy status` last said that production answered, remove the file", path, err)
+		return m,
+			fmt.Errorf(
+				"%s, which says whether production is fenced, cannot be read: %w. If `understudy status` last said "+
+					"that production answered, remove the file", path, err)
 	}
 	for text, to := range map[string]*net.HardwareAddr{m.MAC: &s.MAC, m.NewMAC: &s.NewMAC} {
 		if text == "" || to == &s.MAC && s.MAC != nil {

@@ -21,7 +21,8 @@ func TestN33_FenceIsRemembered(t *testing.T) {
 	s := testSite()
 	s.MAC = nil
 	m, err := Remember(path, &s)
-	if err != nil || m.Epoch != 7 || !s.Fenced || s.MAC.String() != "02:00:00:00:00:10" || s.NewMAC.String() != "02:00:00:00:00:11" {
+	if err != nil || m.Epoch != 7 || !s.Fenced || s.MAC.String() != "02:00:00:00:00:10" ||
+		s.NewMAC.String() != "02:00:00:00:00:11" {
 		t.Errorf("remembered %+v %+v %v", m, s, err)
 	}
 	for _, bad := range []string{"", "{", `{"fenced": true, "mac": "x"}`} {

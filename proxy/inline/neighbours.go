@@ -38,7 +38,8 @@ func put[V any](m map[netip.Addr]V, a netip.Addr, v V) {
 }
 
 func usable(a netip.Addr, mac net.HardwareAddr) bool {
-	return a.IsValid() && !a.IsUnspecified() && !a.IsMulticast() && len(mac) == 6 && mac[0]&1 == 0 && !bytes.Equal(mac, make([]byte, 6))
+	return a.IsValid() && !a.IsUnspecified() && !a.IsMulticast() && len(mac) == 6 && mac[0]&1 == 0 &&
+		!bytes.Equal(mac, make([]byte, 6))
 }
 
 func (w *Wire) neighbours(ctx context.Context, p *packets, f func(neighbour)) error {
@@ -119,7 +120,8 @@ func (w *Wire) ownAddr(a netip.Addr) (netip.Addr, bool) {
 	if a.Is6() {
 		// The link-local address that the kernel makes of the hardware address.
 		m := w.lanMAC
-		return netip.AddrFrom16([16]byte{0xfe, 0x80, 8: m[0] ^ 2, 9: m[1], 10: m[2], 11: 0xff, 12: 0xfe, 13: m[3], 14: m[4], 15: m[5]}), true
+		return netip.AddrFrom16([16]byte{0xfe, 0x80, 8: m[0] ^ 2, 9: m[1], 10: m[2], 11: 0xff, 12: 0xfe, 13: m[3],
+			14: m[4], 15: m[5]}), true
 	}
 	for _, p := range w.opt.Site.Own {
 		if p.Addr().Is4() {

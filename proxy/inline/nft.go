@@ -19,7 +19,8 @@ func addTable(c *nftables.Conn, t table, make bool) error {
 		c.AddTable(nt)
 	}
 	for _, s := range t.sets {
-		ns := &nftables.Set{Table: nt, Name: s.name, HasTimeout: s.dynamic || s.timed, Timeout: s.timeout, Dynamic: s.dynamic, Concatenation: len(s.fields) > 1, IsMap: s.value != nil}
+		ns := &nftables.Set{Table: nt, Name: s.name, HasTimeout: s.dynamic || s.timed, Timeout: s.timeout,
+			Dynamic: s.dynamic, Concatenation: len(s.fields) > 1, IsMap: s.value != nil}
 		var types []nftables.SetDatatype
 		for _, f := range s.fields {
 			types = append(types, f.typ)
@@ -45,7 +46,8 @@ func addTable(c *nftables.Conn, t table, make bool) error {
 	for _, ch := range t.chains { // all of them first: rules name them
 		nc := &nftables.Chain{Name: ch.name, Table: nt}
 		if ch.num != nil {
-			nc.Type, nc.Hooknum, nc.Priority, nc.Policy, nc.Device = nftables.ChainTypeFilter, ch.num, nftables.ChainPriorityRef(nftables.ChainPriority(ch.prio)), &policy, ch.device
+			nc.Type, nc.Hooknum, nc.Priority, nc.Policy, nc.Device = nftables.ChainTypeFilter, ch.num,
+				nftables.ChainPriorityRef(nftables.ChainPriority(ch.prio)), &policy, ch.device
 		}
 		c.AddChain(nc)
 	}
@@ -115,7 +117,8 @@ var ErrOwned = errors.New("another understudy diverts traffic on this machine")
 func newOwner() (*owner, error) {
 	o := &owner{}
 	var err error
-	o.c, err = nftables.New(nftables.AsLasting(), nftables.WithSockOptions(func(nl *mdlayher.Conn) error { o.nl = nl; return nil }))
+	o.c, err = nftables.New(nftables.AsLasting(),
+		nftables.WithSockOptions(func(nl *mdlayher.Conn) error { o.nl = nl; return nil }))
 	if err != nil {
 		return nil, fmt.Errorf("nftables: %w", err)
 	}
@@ -171,9 +174,13 @@ func (o *owner) flagged(t table) error {
 	}
 	head := func(fam byte, res uint16) []byte { return append([]byte{fam, unix.NFNETLINK_V0}, be16(res)...) }
 	msgs := []mdlayher.Message{
-		{Header: mdlayher.Header{Type: unix.NFNL_MSG_BATCH_BEGIN, Flags: mdlayher.Request}, Data: head(0, unix.NFNL_SUBSYS_NFTABLES)},
-		{Header: mdlayher.Header{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_NEWTABLE, Flags: mdlayher.Request | mdlayher.Acknowledge | mdlayher.Create | mdlayher.Excl}, Data: append(head(byte(t.family), 0), attrs...)},
-		{Header: mdlayher.Header{Type: unix.NFNL_MSG_BATCH_END, Flags: mdlayher.Request}, Data: head(0, unix.NFNL_SUBSYS_NFTABLES)},
+		{Header: mdlayher.Header{Type: unix.NFNL_MSG_BATCH_BEGIN, Flags: mdlayher.Request},
+			Data: head(0, unix.NFNL_SUBSYS_NFTABLES)},
+		{Header: mdlayher.Header{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_NEWTABLE,
+			Flags: mdlayher.Request | mdlayher.Acknowledge | mdlayher.Create | mdlayher.Excl},
+			Data: append(head(byte(t.family), 0), attrs...)},
+		{Header: mdlayher.Header{Type: unix.NFNL_MSG_BATCH_END, Flags: mdlayher.Request},
+			Data: head(0, unix.NFNL_SUBSYS_NFTABLES)},
 	}
 	if _, err := o.nl.SendMessages(msgs); err != nil {
 		return err
@@ -190,7 +197,8 @@ func past() (int, error) {
 	}
 	n := 0
 	for _, f := range families() {
-		e, err := c.GetSetElements(&nftables.Set{Table: &nftables.Table{Name: tableName, Family: nftables.TableFamilyBridge}, Name: "past" + f.n})
+		e, err := c.GetSetElements(&nftables.Set{
+			Table: &nftables.Table{Name: tableName, Family: nftables.TableFamilyBridge}, Name: "past" + f.n})
 		if err != nil {
 			return 0, fmt.Errorf("connections past the box: %w", err)
 		}
@@ -211,7 +219,8 @@ func (o *owner) beat(services []netip.AddrPort, cut bool, lives time.Duration) e
 			}
 		}
 		for _, name := range []string{"armed", "cut"} {
-			s := &nftables.Set{Table: t, Name: name + f.n, HasTimeout: true, Concatenation: true, KeyType: nftables.MustConcatSetType(f.dst.typ, nftables.TypeInetService)}
+			s := &nftables.Set{Table: t, Name: name + f.n, HasTimeout: true, Concatenation: true,
+				KeyType: nftables.MustConcatSetType(f.dst.typ, nftables.TypeInetService)}
 			o.c.FlushSet(s)
 			if len(elems) > 0 && (name == "armed" || cut) {
 				if err := o.c.SetAddElements(s, elems); err != nil {

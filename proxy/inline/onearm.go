@@ -164,7 +164,9 @@ func (s Site) bounceTable(index int, own net.HardwareAddr) table {
 			if a.Is6() {
 				in.rules = append(in.rules, append(here[:len(here):len(here)], l4(f.icmp, f.icmpProto), accept()))
 			}
-			in.rules = append(in.rules, append(here[:len(here):len(here)], setMAC(etherDst, s.MAC), setMAC(etherSrc, own), dup(s.LAN, index), drop()))
+			in.rules = append(in.rules,
+				append(here[:len(here):len(here)], setMAC(etherDst, s.MAC), setMAC(etherSrc, own), dup(s.LAN, index),
+					drop()))
 		}
 	}
 	return table{family: nftables.TableFamilyNetdev, name: tableName, owned: true, chains: []chain{in}}
@@ -183,7 +185,8 @@ func join(dev string, addrs []netip.Addr) (net.PacketConn, error) {
 			for _, a := range addrs {
 				if a.Is6() {
 					t := a.As16()
-					m := &unix.IPv6Mreq{Interface: uint32(ifi.Index), Multiaddr: [16]byte{0: 0xff, 1: 0x02, 11: 1, 12: 0xff, 13: t[13], 14: t[14], 15: t[15]}}
+					m := &unix.IPv6Mreq{Interface: uint32(ifi.Index),
+						Multiaddr: [16]byte{0: 0xff, 1: 0x02, 11: 1, 12: 0xff, 13: t[13], 14: t[14], 15: t[15]}}
 					err = errors.Join(err, unix.SetsockoptIPv6Mreq(int(fd), unix.IPPROTO_IPV6, unix.IPV6_JOIN_GROUP, m))
 				}
 			}

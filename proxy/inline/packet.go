@@ -71,7 +71,8 @@ func openPackets(name string, filter []bpf.Instruction) (*packets, error) {
 		_ = unix.Close(fd)
 		return nil, fmt.Errorf("packet socket on %s: %s: %w", name, what, err)
 	}
-	if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(f)), Filter: &f[0]}); err != nil {
+	if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER,
+		&unix.SockFprog{Len: uint16(len(f)), Filter: &f[0]}); err != nil {
 		return fail("filter", err)
 	}
 	if err := unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1); err != nil {
@@ -81,7 +82,8 @@ func openPackets(name string, filter []bpf.Instruction) (*packets, error) {
 		return fail("bind", err)
 	}
 	// Multicast of addresses that are not this host's, too.
-	if err := unix.SetsockoptPacketMreq(fd, unix.SOL_PACKET, unix.PACKET_ADD_MEMBERSHIP, &unix.PacketMreq{Ifindex: int32(ifi.Index), Type: unix.PACKET_MR_ALLMULTI}); err != nil {
+	if err := unix.SetsockoptPacketMreq(fd, unix.SOL_PACKET, unix.PACKET_ADD_MEMBERSHIP,
+		&unix.PacketMreq{Ifindex: int32(ifi.Index), Type: unix.PACKET_MR_ALLMULTI}); err != nil {
 		return fail("multicast", err)
 	}
 	return &packets{os.NewFile(uintptr(fd), "packets of "+name), ifi.Index}, nil
@@ -127,7 +129,8 @@ func OpenMirror(name string) (*Mirror, error) {
 	err = rc.Control(func(fd uintptr) {
 		// With less room bursts are lost.
 		_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 64<<20)
-		_ = unix.SetsockoptPacketMreq(int(fd), unix.SOL_PACKET, unix.PACKET_ADD_MEMBERSHIP, &unix.PacketMreq{Ifindex: int32(p.index), Type: unix.PACKET_MR_PROMISC})
+		_ = unix.SetsockoptPacketMreq(int(fd), unix.SOL_PACKET, unix.PACKET_ADD_MEMBERSHIP,
+			&unix.PacketMreq{Ifindex: int32(p.index), Type: unix.PACKET_MR_PROMISC})
 	})
 	return &Mirror{p}, err
 }

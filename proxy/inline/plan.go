@@ -162,13 +162,16 @@ func (s Site) Desired() []item {
 	var out []item
 	add := func(i ...item) { out = append(out, i...) }
 	if !s.OneArm {
-		add(sysctlItem{"net.bridge.bridge-nf-call-iptables", "0"}, sysctlItem{"net.bridge.bridge-nf-call-ip6tables", "0"}, bridgeItem{s.Bridge, s.BridgeMAC})
+		add(sysctlItem{"net.bridge.bridge-nf-call-iptables", "0"},
+			sysctlItem{"net.bridge.bridge-nf-call-ip6tables", "0"}, bridgeItem{s.Bridge, s.BridgeMAC})
 		for _, p := range []string{s.LAN, s.Server} {
-			add(sysctlItem{"net.ipv6.conf." + p + ".disable_ipv6", "1"}, portItem{p, s.Bridge}, isolatedItem{p, s.Fenced && !s.Open})
+			add(sysctlItem{"net.ipv6.conf." + p + ".disable_ipv6", "1"}, portItem{p, s.Bridge},
+				isolatedItem{p, s.Fenced && !s.Open})
 		}
 		// Nothing passes before the fence is as it has to be.
 		add(upItem{s.Bridge})
-		add(sysctlItem{"net.ipv6.conf." + dev + ".accept_ra", "0"}, sysctlItem{"net.ipv6.conf." + dev + ".autoconf", "0"})
+		add(sysctlItem{"net.ipv6.conf." + dev + ".accept_ra", "0"},
+			sysctlItem{"net.ipv6.conf." + dev + ".autoconf", "0"})
 		for _, o := range s.Own {
 			add(addrItem{dev, o})
 		}
@@ -181,7 +184,8 @@ func (s Site) Desired() []item {
 		if !slices.ContainsFunc(s.Addrs, func(a netip.Addr) bool { return a.Is6() == v6 }) {
 			continue
 		}
-		add(routeItem{dst: everything(v6), dev: "lo", local: true, table: markTable}, ruleItem{v6: v6, prio: markPrio, mark: diverted, table: markTable})
+		add(routeItem{dst: everything(v6), dev: "lo", local: true, table: markTable},
+			ruleItem{v6: v6, prio: markPrio, mark: diverted, table: markTable})
 		if s.OneArm {
 			continue
 		}
@@ -199,7 +203,8 @@ func (s Site) Desired() []item {
 			add(ruleItem{v6: a.Is6(), prio: clientPrio, from: a, table: clientTable})
 		}
 		if s.MAC != nil {
-			add(neighItem{a, dev, s.reach()}, routeItem{dst: netip.PrefixFrom(a, a.BitLen()), dev: dev, table: serverTable},
+			add(neighItem{a, dev, s.reach()},
+				routeItem{dst: netip.PrefixFrom(a, a.BitLen()), dev: dev, table: serverTable},
 				ruleItem{v6: a.Is6(), prio: serverPrio, to: a, table: serverTable})
 		}
 	}

@@ -15,8 +15,10 @@ func testSite() Site {
 	at := func(p uint16) (netip.AddrPort, netip.AddrPort) {
 		return netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), p), netip.AddrPortFrom(netip.IPv6Loopback(), p)
 	}
-	s := Site{LAN: "eth0", Server: "eth1", Bridge: "understudy0", BridgeMAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}, MAC: net.HardwareAddr{2, 0, 0, 0, 0, 0x10},
-		Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.10"), netip.MustParseAddr("2001:db8::10")}, Own: []netip.Prefix{netip.MustParsePrefix("192.0.2.9/24")},
+	s := Site{LAN: "eth0", Server: "eth1", Bridge: "understudy0", BridgeMAC: net.HardwareAddr{2, 0, 0, 0, 0, 1},
+		MAC:     net.HardwareAddr{2, 0, 0, 0, 0, 0x10},
+		Addrs:   []netip.Addr{netip.MustParseAddr("192.0.2.10"), netip.MustParseAddr("2001:db8::10")},
+		Own:     []netip.Prefix{netip.MustParsePrefix("192.0.2.9/24")},
 		Gateway: netip.MustParseAddr("192.0.2.1"), Pass: []uint16{22}}
 	for i, p := range []Port{{Name: "imap", Port: 143}, {Name: "smtp", Port: 25}} {
 		p.V4, p.V6 = at(uint16(40001 + i))
@@ -81,7 +83,8 @@ func TestN31_OrderOfAPlan(t *testing.T) {
 				}
 				if _, up := st.What.(upItem); up {
 					for _, p := range []string{s.LAN, s.Server} {
-						if !slices.ContainsFunc(now, func(i item) bool { return i.String() == isolatedItem{p, true}.String() }) {
+						if !slices.ContainsFunc(now,
+							func(i item) bool { return i.String() == isolatedItem{p, true}.String() }) {
 							t.Fatalf("the bridge is up before %s is isolated", p)
 						}
 					}

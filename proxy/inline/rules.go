@@ -103,19 +103,24 @@ type family struct {
 }
 
 func raw(bits, size int, typ nftables.SetDatatype) field {
-	return field{fmt.Sprintf("@th,%d,%d", bits, size), typ, expr.PayloadBaseTransportHeader, uint32(bits / 8), uint32(size / 8)}
+	return field{fmt.Sprintf("@th,%d,%d", bits, size), typ, expr.PayloadBaseTransportHeader, uint32(bits / 8),
+		uint32(size / 8)}
 }
 
 func families() []family {
 	return []family{
 		{"4", unix.ETH_P_IP, "ip", unix.NFPROTO_IPV4,
-			field{"ip saddr", nftables.TypeIPAddr, expr.PayloadBaseNetworkHeader, 12, 4}, field{"ip daddr", nftables.TypeIPAddr, expr.PayloadBaseNetworkHeader, 16, 4},
+			field{"ip saddr", nftables.TypeIPAddr, expr.PayloadBaseNetworkHeader, 12, 4},
+			field{"ip daddr", nftables.TypeIPAddr, expr.PayloadBaseNetworkHeader, 16, 4},
 			"icmp", unix.IPPROTO_ICMP, []byte{3, 11, 12},
-			[4]field{raw(192, 32, nftables.TypeIPAddr), raw(240, 16, nftables.TypeInetService), raw(160, 32, nftables.TypeIPAddr), raw(224, 16, nftables.TypeInetService)}},
+			[4]field{raw(192, 32, nftables.TypeIPAddr), raw(240, 16, nftables.TypeInetService),
+				raw(160, 32, nftables.TypeIPAddr), raw(224, 16, nftables.TypeInetService)}},
 		{"6", unix.ETH_P_IPV6, "ip6", unix.NFPROTO_IPV6,
-			field{"ip6 saddr", nftables.TypeIP6Addr, expr.PayloadBaseNetworkHeader, 8, 16}, field{"ip6 daddr", nftables.TypeIP6Addr, expr.PayloadBaseNetworkHeader, 24, 16},
+			field{"ip6 saddr", nftables.TypeIP6Addr, expr.PayloadBaseNetworkHeader, 8, 16},
+			field{"ip6 daddr", nftables.TypeIP6Addr, expr.PayloadBaseNetworkHeader, 24, 16},
 			"icmpv6", unix.IPPROTO_ICMPV6, []byte{1, 2, 3, 4},
-			[4]field{raw(256, 128, nftables.TypeIP6Addr), raw(400, 16, nftables.TypeInetService), raw(128, 128, nftables.TypeIP6Addr), raw(384, 16, nftables.TypeInetService)}},
+			[4]field{raw(256, 128, nftables.TypeIP6Addr), raw(400, 16, nftables.TypeInetService),
+				raw(128, 128, nftables.TypeIP6Addr), raw(384, 16, nftables.TypeInetService)}},
 	}
 }
 
@@ -135,7 +140,8 @@ func load(fields []field) (text string, ex []expr.Any) {
 	reg := uint32(firstReg)
 	var t []string
 	for _, f := range fields {
-		ex = append(ex, &expr.Payload{OperationType: expr.PayloadLoad, DestRegister: reg, Base: f.base, Offset: f.off, Len: f.size})
+		ex = append(ex,
+			&expr.Payload{OperationType: expr.PayloadLoad, DestRegister: reg, Base: f.base, Offset: f.off, Len: f.size})
 		reg += (f.size + 3) / 4
 		t = append(t, f.text)
 	}
@@ -153,7 +159,8 @@ func dynset(op string, num uint32, set string, timeout time.Duration, fields []f
 	if timeout > 0 {
 		t = " timeout " + timeout.String()
 	}
-	return term{fmt.Sprintf("%s @%s { %s%s }", op, set, text, t), append(ex, &expr.Dynset{SrcRegKey: firstReg, SetName: set, Operation: num, Timeout: timeout})}
+	return term{fmt.Sprintf("%s @%s { %s%s }", op, set, text, t),
+		append(ex, &expr.Dynset{SrcRegKey: firstReg, SetName: set, Operation: num, Timeout: timeout})}
 }
 
 func update(set string, timeout time.Duration, fields ...field) term {
@@ -168,20 +175,25 @@ func remove(set string, fields ...field) term {
 func updateMap(set string, key, value field) term {
 	kt, kx := load([]field{key})
 	const reg = firstReg + 8
-	kx = append(kx, &expr.Payload{OperationType: expr.PayloadLoad, DestRegister: reg, Base: value.base, Offset: value.off, Len: value.size},
+	kx = append(kx,
+		&expr.Payload{OperationType: expr.PayloadLoad, DestRegister: reg, Base: value.base, Offset: value.off,
+			Len: value.size},
 		&expr.Dynset{SrcRegKey: firstReg, SrcRegData: reg, SetName: set, Operation: unix.NFT_DYNSET_OP_UPDATE})
 	return term{fmt.Sprintf("update @%s { %s : %s }", set, kt, value.text), kx}
 }
 
 func store(f field, reg uint32) expr.Any {
-	return &expr.Payload{OperationType: expr.PayloadWrite, SourceRegister: reg, Base: f.base, Offset: f.off, Len: f.size}
+	return &expr.Payload{OperationType: expr.PayloadWrite, SourceRegister: reg, Base: f.base, Offset: f.off,
+		Len: f.size}
 }
 
 // setFromMap writes what a map holds for a key; the rule ends where it holds
 // nothing.
 func setFromMap(f, key field, set string) term {
 	_, ex := load([]field{key})
-	ex = append(ex, &expr.Lookup{SourceRegister: firstReg, DestRegister: firstReg + 8, IsDestRegSet: true, SetName: set}, store(f, firstReg+8))
+	ex = append(ex,
+		&expr.Lookup{SourceRegister: firstReg, DestRegister: firstReg + 8, IsDestRegSet: true, SetName: set},
+		store(f, firstReg+8))
 	return term{fmt.Sprintf("%s set %s map @%s", f.text, key.text, set), ex}
 }
 
@@ -208,11 +220,15 @@ func be16(v uint16) []byte { return binary.BigEndian.AppendUint16(nil, v) }
 func ifname(n string) []byte { return append([]byte(n), make([]byte, 16-len(n))...) }
 
 func iif(n string) term {
-	return term{"iifname " + n, []expr.Any{&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: ifname(n)}}}
+	return term{"iifname " + n,
+		[]expr.Any{&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1},
+			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: ifname(n)}}}
 }
 
 func oif(n string) term {
-	return term{"oifname " + n, []expr.Any{&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: ifname(n)}}}
+	return term{"oifname " + n,
+		[]expr.Any{&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: 1},
+			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: ifname(n)}}}
 }
 
 // etherType looks at the frame itself: the kernel's idea of the protocol is
@@ -222,7 +238,9 @@ func (f family) etherType() term {
 }
 
 func l4(name string, proto byte) term {
-	return term{"meta l4proto " + name, []expr.Any{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{proto}}}}
+	return term{"meta l4proto " + name,
+		[]expr.Any{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
+			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{proto}}}}
 }
 
 func isTCP() term { return l4("tcp", unix.IPPROTO_TCP) }
@@ -230,7 +248,8 @@ func isTCP() term { return l4("tcp", unix.IPPROTO_TCP) }
 // flags compares some flags of TCP.
 func flags(text string, mask, want byte, op expr.CmpOp) term {
 	return term{text, []expr.Any{
-		&expr.Payload{OperationType: expr.PayloadLoad, DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 13, Len: 1},
+		&expr.Payload{OperationType: expr.PayloadLoad, DestRegister: 1, Base: expr.PayloadBaseTransportHeader,
+			Offset: 13, Len: 1},
 		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{mask}, Xor: []byte{0}},
 		&expr.Cmp{Op: op, Register: 1, Data: []byte{want}}}}
 }
@@ -246,7 +265,9 @@ func notSYN() term {
 
 // icmpError is an ICMP error; what is matched behind it is what it quotes.
 func (f family) icmpError(typ byte) []term {
-	return []term{l4(f.icmp, f.icmpProto), is(field{f.icmp + " type", nftables.SetDatatype{}, expr.PayloadBaseTransportHeader, 0, 1}, fmt.Sprint(typ), []byte{typ})}
+	return []term{l4(f.icmp, f.icmpProto),
+		is(field{f.icmp + " type", nftables.SetDatatype{}, expr.PayloadBaseTransportHeader, 0, 1}, fmt.Sprint(typ),
+			[]byte{typ})}
 }
 
 func verdict(kind expr.VerdictKind, text string) term {
@@ -264,22 +285,30 @@ func counter() term { return term{"counter", []expr.Any{&expr.Counter{}}} }
 
 // toHost makes the bridge deliver a frame to the box itself.
 func toHost() term {
-	return term{"meta pkttype set host", []expr.Any{&expr.Immediate{Register: 1, Data: []byte{unix.PACKET_HOST}}, &expr.Meta{Key: expr.MetaKeyPKTTYPE, SourceRegister: true, Register: 1}}}
+	return term{"meta pkttype set host",
+		[]expr.Any{&expr.Immediate{Register: 1, Data: []byte{unix.PACKET_HOST}},
+			&expr.Meta{Key: expr.MetaKeyPKTTYPE, SourceRegister: true, Register: 1}}}
 }
 
 // diverted is the mark of packets that are for sockets of the box.
 const diverted, markMask = 0x4d50, 0xffff
 
 func setMark() term {
-	return term{fmt.Sprintf("meta mark set %#x", diverted), []expr.Any{&expr.Immediate{Register: 1, Data: binary.NativeEndian.AppendUint32(nil, diverted)}, &expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: 1}}}
+	return term{fmt.Sprintf("meta mark set %#x", diverted),
+		[]expr.Any{&expr.Immediate{Register: 1, Data: binary.NativeEndian.AppendUint32(nil, diverted)},
+			&expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: 1}}}
 }
 
 func ownSocket() term {
-	return term{"socket transparent 1", []expr.Any{&expr.Socket{Key: expr.SocketKeyTransparent, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{1}}}}
+	return term{"socket transparent 1",
+		[]expr.Any{&expr.Socket{Key: expr.SocketKeyTransparent, Register: 1},
+			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{1}}}}
 }
 
 func (f family) nfproto() term {
-	return term{"meta nfproto ipv" + f.n, []expr.Any{&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{f.nf}}}}
+	return term{"meta nfproto ipv" + f.n,
+		[]expr.Any{&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
+			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{f.nf}}}}
 }
 
 func (f family) tproxy(to netip.AddrPort) term {
@@ -293,7 +322,9 @@ func (f family) tproxy(to netip.AddrPort) term {
 
 // dup sends a copy out of another interface, past the bridge.
 func dup(name string, index int) term {
-	return term{"dup to " + name, []expr.Any{&expr.Immediate{Register: 1, Data: binary.NativeEndian.AppendUint32(nil, uint32(index))}, &expr.Dup{RegDev: 1, IsRegDevSet: true}}}
+	return term{"dup to " + name,
+		[]expr.Any{&expr.Immediate{Register: 1, Data: binary.NativeEndian.AppendUint32(nil, uint32(index))},
+			&expr.Dup{RegDev: 1, IsRegDevSet: true}}}
 }
 
 func (s set) String() string {
@@ -324,7 +355,8 @@ func (s set) String() string {
 
 // String is the table as nft(8) prints it.
 func (t table) String() string {
-	fam := map[nftables.TableFamily]string{nftables.TableFamilyBridge: "bridge", nftables.TableFamilyINet: "inet", nftables.TableFamilyNetdev: "netdev"}[t.family]
+	fam := map[nftables.TableFamily]string{nftables.TableFamilyBridge: "bridge", nftables.TableFamilyINet: "inet",
+		nftables.TableFamilyNetdev: "netdev"}[t.family]
 	var b strings.Builder
 	fmt.Fprintf(&b, "table %s %s {\n", fam, t.name)
 	if t.owned {

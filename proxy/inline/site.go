@@ -96,7 +96,8 @@ func (s Site) Check() error {
 		}
 	}
 	if len(s.Own) == 0 && !s.OneArm {
-		bad("network.own is empty: the box needs an address of its own in production's network, to copy mail from it and to reach it while it is fenced")
+		bad("network.own is empty: the box needs an address of its own in production's network, to copy mail from " +
+			"it and to reach it while it is fenced")
 	}
 	for _, p := range s.Pass {
 		for _, m := range s.Ports {

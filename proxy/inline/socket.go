@@ -78,7 +78,8 @@ func listen(ctx context.Context, v6 bool, addrs []netip.Addr) (net.Listener, net
 	lc.SetMultipathTCP(false)
 	l, err := lc.Listen(ctx, network, addr)
 	if err != nil {
-		return nil, netip.AddrPort{}, fmt.Errorf("listen for diverted connections: %w (IP_TRANSPARENT needs CAP_NET_ADMIN or CAP_NET_RAW)", err)
+		return nil, netip.AddrPort{},
+			fmt.Errorf("listen for diverted connections: %w (IP_TRANSPARENT needs CAP_NET_ADMIN or CAP_NET_RAW)", err)
 	}
 	return listener{l, addrs}, l.Addr().(*net.TCPAddr).AddrPort(), nil
 }
@@ -91,7 +92,8 @@ func dialAs(ctx context.Context, client netip.AddrPort, to netip.AddrPort) (net.
 		network = "tcp6"
 	}
 	try := func(from netip.AddrPort) (net.Conn, error) {
-		d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(from), KeepAlive: 30 * time.Second, Control: func(_, _ string, c syscall.RawConn) error { return transparent(network, c) }}
+		d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(from), KeepAlive: 30 * time.Second,
+			Control: func(_, _ string, c syscall.RawConn) error { return transparent(network, c) }}
 		d.SetMultipathTCP(false)
 		return d.DialContext(ctx, network, to.String())
 	}

@@ -48,12 +48,14 @@ func (s Site) bridgeTable() table {
 	for _, f := range families() {
 		service, flow := []field{f.dst, tcpDst}, f.flow()
 		t.sets = append(t.sets,
-			set{name: "armed" + f.n, fields: service, timed: true},                   // new connections are diverted
-			set{name: "cut" + f.n, fields: service, timed: true},                     // those that went around the box are ended
+			set{name: "armed" + f.n, fields: service, timed: true}, // new connections are diverted
+			// those that went around the box are ended
+			set{name: "cut" + f.n, fields: service, timed: true},
 			set{name: "flow" + f.n, fields: flow, dynamic: true, timeout: flowLives}, // of clients
 			set{name: "past" + f.n, fields: flow, dynamic: true, timeout: pastLives}, // of clients, past the box
 			set{name: "up" + f.n, fields: flow, dynamic: true, timeout: flowLives})   // of production, to the box
-		pre.rules = append(pre.rules, rule{iif(s.LAN), f.etherType(), isTCP(), jump("lan" + f.n)}, rule{iif(s.Server), f.etherType(), isTCP(), jump("srv" + f.n)})
+		pre.rules = append(pre.rules, rule{iif(s.LAN), f.etherType(), isTCP(), jump("lan" + f.n)},
+			rule{iif(s.Server), f.etherType(), isTCP(), jump("srv" + f.n)})
 		for _, typ := range f.icmpErrors {
 			from := append([]term{f.etherType()}, f.icmpError(typ)...)
 			pre.rules = append(pre.rules,
@@ -71,8 +73,10 @@ func (s Site) bridgeTable() table {
 				// It goes straight: what is remembered of an earlier connection is void.
 				{in("flow"+f.n, flow...), remove("flow"+f.n, flow...)},
 				{in("up"+f.n, f.reply()...), remove("up"+f.n, f.reply()...)}}},
-			chain{name: "srv" + f.n, rules: []rule{{in("up"+f.n, flow...), update("up"+f.n, 0, flow...), jump("divert")}}})
-		out.rules = append(out.rules, rule{oif(s.Server), f.etherType(), isTCP(), isSYN(), update("up"+f.n, 0, f.reply()...)})
+			chain{name: "srv" + f.n,
+				rules: []rule{{in("up"+f.n, flow...), update("up"+f.n, 0, flow...), jump("divert")}}})
+		out.rules = append(out.rules,
+			rule{oif(s.Server), f.etherType(), isTCP(), isSYN(), update("up"+f.n, 0, f.reply()...)})
 	}
 	t.chains = append(append([]chain{divert}, rest...), pre, out)
 	return t
@@ -98,8 +102,11 @@ func (s Site) macTable() table {
 			continue
 		}
 		mac := etherSrc
-		t.sets = append(t.sets, mail, set{name: "client" + f.n, fields: []field{f.src}, value: &mac, dynamic: true, timeout: macLives})
-		pre.rules = append(pre.rules, rule{iif(s.LAN), f.etherType(), isTCP(), in("mail"+f.n, f.dst, tcpDst), updateMap("client"+f.n, f.src, etherSrc)})
+		t.sets = append(t.sets, mail,
+			set{name: "client" + f.n, fields: []field{f.src}, value: &mac, dynamic: true, timeout: macLives})
+		pre.rules = append(pre.rules,
+			rule{iif(s.LAN), f.etherType(), isTCP(), in("mail"+f.n, f.dst, tcpDst),
+				updateMap("client"+f.n, f.src, etherSrc)})
 		out.rules = append(out.rules,
 			rule{oif(s.LAN), isMAC(etherDst, nextHop), f.etherType(), setFromMap(etherDst, f.dst, "client"+f.n)},
 			rule{oif(s.Server), f.etherType(), setFromMap(etherSrc, f.src, "client"+f.n)})
@@ -111,8 +118,9 @@ func (s Site) macTable() table {
 // srcTable comes before macTable. It is a table of its own, since a replaced
 // network card must not cost what is known of the clients.
 func (s Site) srcTable() table {
-	return table{family: nftables.TableFamilyBridge, name: srcName, chains: []chain{{name: "out", hook: "output", num: nftables.ChainHookOutput, prio: -291,
-		rules: []rule{{oif(s.LAN), isMAC(etherDst, nextHop), setMAC(etherSrc, s.MAC)}}}}}
+	return table{family: nftables.TableFamilyBridge, name: srcName,
+		chains: []chain{{name: "out", hook: "output", num: nftables.ChainHookOutput, prio: -291,
+			rules: []rule{{oif(s.LAN), isMAC(etherDst, nextHop), setMAC(etherSrc, s.MAC)}}}}}
 }
 
 // inetTable hands diverted packets to the sockets of the box. from is the
@@ -131,7 +139,9 @@ func (s Site) inetTable(from string) table {
 				if a.Is6() {
 					to = p.V6
 				}
-				pre.rules = append(pre.rules, rule{iif(from), f.nfproto(), f.addr(f.dst, a), isTCP(), port(tcpDst, p.Port), f.tproxy(to), setMark(), accept()})
+				pre.rules = append(pre.rules,
+					rule{iif(from), f.nfproto(), f.addr(f.dst, a), isTCP(), port(tcpDst, p.Port), f.tproxy(to),
+						setMark(), accept()})
 			}
 		}
 	}
@@ -151,8 +161,12 @@ func (s Site) passTable(lan, server int) table {
 				continue
 			}
 			for _, p := range s.Pass {
-				toServer.rules = append(toServer.rules, rule{f.etherType(), f.addr(f.dst, a), isTCP(), port(tcpDst, p), setMAC(etherDst, s.reach()), dup(s.Server, server), drop()})
-				toLAN.rules = append(toLAN.rules, rule{f.etherType(), f.addr(f.src, a), isTCP(), port(tcpSrc, p), notSYN(), setMAC(etherSrc, s.MAC), dup(s.LAN, lan), drop()})
+				toServer.rules = append(toServer.rules,
+					rule{f.etherType(), f.addr(f.dst, a), isTCP(), port(tcpDst, p), setMAC(etherDst, s.reach()),
+						dup(s.Server, server), drop()})
+				toLAN.rules = append(toLAN.rules,
+					rule{f.etherType(), f.addr(f.src, a), isTCP(), port(tcpSrc, p), notSYN(), setMAC(etherSrc, s.MAC),
+						dup(s.LAN, lan), drop()})
 			}
 		}
 	}

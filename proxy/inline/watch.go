@@ -43,7 +43,8 @@ func (w *Wire) watchTags(ctx context.Context) error {
 	return w.read(ctx, w.tagged, func([]byte) {
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		w.trouble("frames on " + w.site.Server + " carry VLAN tags: they pass, but are not diverted. Put the box where production's traffic is untagged")
+		w.trouble("frames on " + w.site.Server +
+			" carry VLAN tags: they pass, but are not diverted. Put the box where production's traffic is untagged")
 	})
 }
 

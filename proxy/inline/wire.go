@@ -63,7 +63,8 @@ const beatEvery = 500 * time.Millisecond
 // production: with the fence that was up when the last process ended. Nothing
 // is diverted before Arm.
 func Open(ctx context.Context, o Options) (*Wire, error) {
-	w := &Wire{opt: o, site: o.Site, contested: make(chan struct{}, 1), hosts: directory{at: map[netip.Addr]net.HardwareAddr{}, asked: map[netip.Addr]asker{}}}
+	w := &Wire{opt: o, site: o.Site, contested: make(chan struct{}, 1),
+		hosts: directory{at: map[netip.Addr]net.HardwareAddr{}, asked: map[netip.Addr]asker{}}}
 	if w.opt.Absent == nil {
 		w.opt.Absent = func() bool { return false }
 	}
@@ -297,12 +298,14 @@ func (w *Wire) trouble(text string) {
 func (w *Wire) State() State {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	s := State{Armed: w.armed && w.site.MAC != nil, Fenced: w.site.Fenced, Cable: !w.down.Load(), MAC: w.site.reach().String(), Past: w.past}
+	s := State{Armed: w.armed && w.site.MAC != nil, Fenced: w.site.Fenced, Cable: !w.down.Load(),
+		MAC: w.site.reach().String(), Past: w.past}
 	if time.Since(w.troubled) < troubleLives {
 		s.Problem = w.problem
 	}
 	if w.site.MAC == nil && s.Problem == "" {
-		s.Problem = "production's hardware address is not known yet: it has not been seen on " + w.site.Server + "; until then nothing is diverted (network.mac tells it)"
+		s.Problem = "production's hardware address is not known yet: it has not been seen on " + w.site.Server +
+			"; until then nothing is diverted (network.mac tells it)"
 	}
 	return s
 }
@@ -340,7 +343,10 @@ func PlanFor(s Site, memory string, away bool) (steps []Step, owned string, err 
 	}
 	if away {
 		if s.Fenced && !s.OneArm {
-			return nil, "", errors.New("production is fenced: without the bridge it would answer clients again, without what the standby took. Hand back first (`understudy handback`)")
+			return nil, "",
+				errors.New(
+					"production is fenced: without the bridge it would answer clients again, without what the " +
+						"standby took. Hand back first (`understudy handback`)")
 		}
 		steps, err = s.PlanRemoval()
 	} else {

@@ -155,12 +155,13 @@ func (s *session) simple(ctx context.Context, c smtpwire.Command) error {
 
 func (s *session) goodbye(ctx context.Context) error {
 	r := smtpwire.NewReply(221, "2.0.0 Bye")
-	if up, unlock := s.swap.now(); up != nil {
+	up, unlock := s.swap.now()
+	if up != nil {
 		if q, err := up.Command("QUIT", "QUIT"); err == nil {
 			r = q
 		}
-		unlock()
 	}
+	unlock()
 	s.reply(r)
 	s.state.Quit()
 	return nil

@@ -83,6 +83,7 @@ func (m *swap) call(ctx context.Context, f func(*link) (smtpwire.Reply, error)) 
 		}
 		up, unlock := m.now()
 		if up == nil {
+			unlock()
 			continue
 		}
 		r, err := f(up)
@@ -104,13 +105,9 @@ func (m *swap) call(ctx context.Context, f func(*link) (smtpwire.Reply, error)) 
 	return smtpwire.Reply{}, seam.ErrLost
 }
 
-// now takes the upstream in use; nil if there is none.
+// now takes the turn and the upstream in use; nil if there is none.
 func (m *swap) now() (up *link, unlock func()) {
 	m.mu.Lock()
-	if m.up == nil {
-		m.mu.Unlock()
-		return nil, nil
-	}
 	return m.up, m.mu.Unlock
 }
 

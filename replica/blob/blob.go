@@ -144,7 +144,8 @@ func (s *Store) load(name string, newest bool) error {
 		off = next
 	}
 	if lastBad && !newest {
-		return fmt.Errorf("%w: segment %s at byte %d; restore the file from a copy, or move it away and run a sync", ErrCorrupt, name, off)
+		return fmt.Errorf("%w: segment %s at byte %d; restore the file from a copy, or move it away and run a sync",
+			ErrCorrupt, name, off)
 	}
 	if newest {
 		if lastBad {

@@ -47,7 +47,8 @@ type request struct {
 func OpenBolt(path string) (*Bolt, error) {
 	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second})
 	if errors.Is(err, berrors.ErrTimeout) {
-		return nil, fmt.Errorf("open %s: another process holds it; is Understudy already running on %s?", path, filepath.Dir(path))
+		return nil, fmt.Errorf("open %s: another process holds it; is Understudy already running on %s?",
+			path, filepath.Dir(path))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", path, err)
@@ -184,7 +185,8 @@ func decode(v []byte) ([]byte, Rev, error) {
 	if v == nil {
 		return nil, 0, nil
 	}
-	if len(v) < valueHead || crc32.Update(crc32.Checksum(v[:8], crcs), crcs, v[valueHead:]) != binary.BigEndian.Uint32(v[8:]) {
+	if len(v) < valueHead ||
+		crc32.Update(crc32.Checksum(v[:8], crcs), crcs, v[valueHead:]) != binary.BigEndian.Uint32(v[8:]) {
 		return nil, 0, ErrCorrupt
 	}
 	return v[valueHead:], Rev(binary.BigEndian.Uint64(v)), nil

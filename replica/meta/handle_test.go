@@ -167,7 +167,8 @@ func TestAdvanceAmongWriters(t *testing.T) {
 				}
 				b := putting("w/0/no")
 				b.If = []meta.Cond{{Key: []byte("absent"), Rev: 1}}
-				if _, err := h.Commit(t.Context(), b); !errors.Is(err, meta.ErrConflict) || errors.Is(err, meta.ErrEpoch) {
+				_, err := h.Commit(t.Context(), b)
+				if !errors.Is(err, meta.ErrConflict) || errors.Is(err, meta.ErrEpoch) {
 					t.Errorf("a condition that does not hold: %v", err)
 				}
 			}
@@ -177,7 +178,8 @@ func TestAdvanceAmongWriters(t *testing.T) {
 		wg.Go(func() {
 			for e := range uint64(30) {
 				before := h.Epoch()
-				if err := h.Advance(t.Context(), e+1, putting("e")); err != nil && !errors.Is(err, meta.ErrEpoch) || h.Epoch() < max(before, e+1) {
+				err := h.Advance(t.Context(), e+1, putting("e"))
+				if err != nil && !errors.Is(err, meta.ErrEpoch) || h.Epoch() < max(before, e+1) {
 					t.Errorf("epoch %d after %d and %d: %v", h.Epoch(), before, e+1, err)
 				}
 			}

@@ -43,7 +43,8 @@ const (
 )
 
 func prefixes() []string {
-	return []string{accounts, mailboxes, messages, baseBoxes, baseRows, doubts, held, twins, queue, routes, tasks, verifiers, states, epochs}
+	return []string{accounts, mailboxes, messages, baseBoxes, baseRows, doubts, held, twins, queue, routes, tasks,
+		verifiers, states, epochs}
 }
 
 // Range is the range of all keys that begin with a prefix, for Scan and DeleteRange.

@@ -50,7 +50,8 @@ func applyFolders(tx *store.Tx, list []imapc.Listed) {
 	for _, l := range list {
 		m := tx.Box(l.Name)
 		if m == nil {
-			n := row.Mailbox{Name: l.Name, Sep: l.Sep, NoSelect: l.NoSelect(), Subscribed: l.Subscribed, Attrs: attrs(l), Synced: l.NoSelect()}
+			n := row.Mailbox{Name: l.Name, Sep: l.Sep, NoSelect: l.NoSelect(), Subscribed: l.Subscribed,
+				Attrs: attrs(l), Synced: l.NoSelect()}
 			if l.Status != nil {
 				n.UIDValidity, n.UIDNext = l.Status.UIDValidity, max(l.Status.UIDNext, 1)
 				// An empty mailbox is whole with its status.
@@ -60,7 +61,8 @@ func applyFolders(tx *store.Tx, list []imapc.Listed) {
 			tx.Add(n)
 			continue
 		}
-		if a := attrs(l); m.Subscribed != l.Subscribed || m.NoSelect != l.NoSelect() || m.Sep != l.Sep || !slices.Equal(a, m.Attrs) {
+		if a := attrs(l); m.Subscribed != l.Subscribed || m.NoSelect != l.NoSelect() || m.Sep != l.Sep ||
+			!slices.Equal(a, m.Attrs) {
 			m.Subscribed, m.NoSelect, m.Sep, m.Attrs = l.Subscribed, l.NoSelect(), l.Sep, a
 			tx.Put(m)
 		}
@@ -72,7 +74,8 @@ func attrs(l imapc.Listed) []string {
 	var out []string
 	for _, a := range l.Attrs {
 		switch strings.ToLower(a) {
-		case `\haschildren`, `\hasnochildren`, `\noselect`, `\nonexistent`, `\subscribed`, `\marked`, `\unmarked`, `\noinferiors`:
+		case `\haschildren`, `\hasnochildren`, `\noselect`, `\nonexistent`, `\subscribed`, `\marked`, `\unmarked`,
+			`\noinferiors`:
 		default:
 			out = append(out, a)
 		}

@@ -191,7 +191,10 @@ func (j *jobRun) do(ctx context.Context, i int) {
 	if err == nil {
 		err = j.m.with(ctx, t.Account, func(c *imapc.Conn) error {
 			s := &boxSync{m: j.m, ctx: ctx, c: c, account: t.Account, mailbox: t.Mailbox, stale: map[uint32]bool{}}
-			s.progress = func(done, total int, bytes int64) { j.update(ctx, i, row.Task{Done: done, Total: total, Bytes: bytes}) }
+			s.progress = func(done, total int, bytes int64) {
+				j.update(ctx, i, row.Task{Done: done, Total: total,
+					Bytes: bytes})
+			}
 			_, err := s.run()
 			return err
 		})

@@ -125,7 +125,8 @@ func New(o Options) *Mirror {
 	if o.HintDelay == 0 {
 		o.HintDelay = 200 * time.Millisecond
 	}
-	m := &Mirror{opt: o, hints: make(chan hint, 10_000), locks: locks{m: map[string]*lock{}}, wake: make(chan struct{}, 1), seeded: make(chan struct{})}
+	m := &Mirror{opt: o, hints: make(chan hint, 10_000), locks: locks{m: map[string]*lock{}},
+		wake: make(chan struct{}, 1), seeded: make(chan struct{})}
 	m.unread.since = map[string]map[string]uint64{}
 	m.pool = pool{dial: o.Dial, idle: map[string][]*pooled{}}
 	return m
@@ -392,7 +393,8 @@ func (m *Mirror) runHints(ctx context.Context) error {
 func (m *Mirror) hinted(ctx context.Context, h hint) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	if err := m.SyncMailbox(ctx, h.account, h.mailbox); err != nil && ctx.Err() == nil && !errors.Is(err, store.ErrNotHome) {
+	err := m.SyncMailbox(ctx, h.account, h.mailbox)
+	if err != nil && ctx.Err() == nil && !errors.Is(err, store.ErrNotHome) {
 		m.opt.Log.Debug("targeted sync", "account", h.account, "mailbox", h.mailbox, "err", err)
 	}
 }

@@ -395,7 +395,8 @@ func (s *boxSync) byHeader(remote map[uint32]imapc.Message, need []uint32) ([]ui
 
 // putRows adds messages; held are the deliveries that were found among them.
 func (s *boxSync) putRows(rows []*row.Message, held []row.Held) error {
-	return s.m.opt.Deliveries.Land(s.ctx, store.ByMirror, delivery.Landed{Account: s.account, Mailbox: s.mailbox, Held: held}, func(tx *store.Tx) error {
+	landed := delivery.Landed{Account: s.account, Mailbox: s.mailbox, Held: held}
+	return s.m.opt.Deliveries.Land(s.ctx, store.ByMirror, landed, func(tx *store.Tx) error {
 		m := tx.BoxByID(s.local.ID)
 		if m == nil {
 			return store.ErrNoMailbox

@@ -50,7 +50,8 @@ func (s *boxSync) dropTwins() error {
 	if err := expunge(s.c, set); err != nil {
 		return fmt.Errorf("drop late doubles: %w", err)
 	}
-	s.m.opt.Log.Info("production delivered what the standby had delivered already; its copies are dropped", "account", s.account, "mailbox", s.mailbox, "uids", set)
+	s.m.opt.Log.Info("production delivered what the standby had delivered already; its copies are dropped",
+		"account", s.account, "mailbox", s.mailbox, "uids", set)
 	return s.m.opt.Deliveries.ForgetTwins(s.ctx, func(w row.Twin) bool { return ids[w.ID] })
 }
 

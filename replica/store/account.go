@@ -1,11 +1,11 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
 	"slices"
-	"sort"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -50,7 +50,8 @@ type account struct {
 }
 
 func newAccount() *account {
-	return &account{turn: make(turn, 1), touched: map[row.MailboxID]map[uint32]uint64{}, watch: map[chan struct{}]struct{}{}}
+	return &account{turn: make(turn, 1), touched: map[row.MailboxID]map[uint32]uint64{},
+		watch: map[chan struct{}]struct{}{}}
 }
 
 // box is a mailbox as it is now, or nil.
@@ -89,11 +90,13 @@ type box struct {
 }
 
 func newState(info row.Account, boxes []*box) *state {
-	slices.SortFunc(boxes, func(a, b *box) int { return int(int64(a.ID) - int64(b.ID)) })
+	slices.SortFunc(boxes, func(a, b *box) int { return compareID(a, b.ID) })
 	st := &state{info: info, boxes: boxes}
 	st.sortNames()
 	return st
 }
+
+func compareID(b *box, id row.MailboxID) int { return cmp.Compare(b.ID, id) }
 
 func (st *state) sortNames() {
 	st.names = slices.Clone(st.boxes)
@@ -101,14 +104,18 @@ func (st *state) sortNames() {
 }
 
 func (st *state) byID(id row.MailboxID) *box {
-	if i := sort.Search(len(st.boxes), func(i int) bool { return st.boxes[i].ID >= id }); i < len(st.boxes) && st.boxes[i].ID == id {
+	i, ok := slices.BinarySearchFunc(st.boxes, id, compareID)
+	if ok {
 		return st.boxes[i]
 	}
 	return nil
 }
 
 func (st *state) byName(name string) *box {
-	if i := sort.Search(len(st.names), func(i int) bool { return st.names[i].Name >= name }); i < len(st.names) && st.names[i].Name == name {
+	i, ok := slices.BinarySearchFunc(st.names, name, func(b *box, name string) int {
+		return strings.Compare(b.Name, name)
+	})
+	if ok {
 		return st.names[i]
 	}
 	return nil

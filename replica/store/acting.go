@@ -17,7 +17,9 @@ type Acting struct{ s *Store }
 func (s *Store) Acting() Acting { return Acting{s} }
 
 // Append adds messages to a mailbox and returns the UIDs it gave them.
-func (a Acting) Append(ctx context.Context, user, mailbox string, msgs []row.New) (validity uint32, uids []uint32, err error) {
+func (a Acting) Append(
+	ctx context.Context, user, mailbox string, msgs []row.New,
+) (validity uint32, uids []uint32, err error) {
 	err = a.s.Update(ctx, user, ByStandby, func(tx *Tx) error {
 		m := tx.Box(mailbox)
 		if m == nil || m.NoSelect {
@@ -27,7 +29,8 @@ func (a Acting) Append(ctx context.Context, user, mailbox string, msgs []row.New
 		m.ModSeq++
 		for _, n := range msgs {
 			uid := m.TakeUID()
-			r := &row.Message{UID: uid, ModSeq: m.ModSeq, Date: n.Date.Truncate(time.Second), Size: n.Ref.Size, Ref: n.Ref, Fresh: !a.s.opt.Primary, Tail: n.Tail}
+			r := &row.Message{UID: uid, ModSeq: m.ModSeq, Date: n.Date.Truncate(time.Second), Size: n.Ref.Size,
+				Ref: n.Ref, Fresh: !a.s.opt.Primary, Tail: n.Tail}
 			r.SetFlags(n.Flags)
 			tx.PutRow(m.ID, r)
 			uids = append(uids, uid)
@@ -151,7 +154,8 @@ func (a Acting) Create(ctx context.Context, user, name string, attrs []string) e
 }
 
 func checkName(name string, sep byte) error {
-	if name == "" || len(name) > 1000 || strings.ContainsFunc(name, func(r rune) bool { return r < 0x20 || r == 0x7f }) ||
+	control := func(r rune) bool { return r < 0x20 || r == 0x7f }
+	if name == "" || len(name) > 1000 || strings.ContainsFunc(name, control) ||
 		strings.Contains(name, string([]byte{sep, sep})) || name[0] == sep || strings.ContainsAny(name, "*%") {
 		return fmt.Errorf("%w: %q", ErrName, name)
 	}
@@ -188,7 +192,8 @@ func (tx *Tx) Make(name string, attrs []string) {
 		tx.Put(m)
 		return
 	}
-	tx.Add(row.Mailbox{Name: name, Sep: separator(tx), Attrs: attrs, UIDValidity: v, UIDNext: 1, ModSeq: 1, Born: !tx.s.opt.Primary, Synced: true,
+	tx.Add(row.Mailbox{Name: name, Sep: separator(tx), Attrs: attrs, UIDValidity: v, UIDNext: 1, ModSeq: 1,
+		Born: !tx.s.opt.Primary, Synced: true,
 		Permanent: []string{`\*`}})
 }
 

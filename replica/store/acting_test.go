@@ -72,7 +72,8 @@ func TestAppend(t *testing.T) {
 	if err != nil || v != 9 || !slices.Equal(uids, []uint32{12, 13}) || sn.UIDNext != 14 {
 		t.Errorf("UIDVALIDITY %d, UIDs %v, UIDNEXT %d, %v", v, uids, sn.UIDNext, err)
 	}
-	if x, y := sn.Find(12), sn.Find(13); !x.Fresh || !slices.Equal(x.Flags, []string{`\Seen`}) || y.Tail != 5 || x.ModSeq != sn.ModSeq || y.ModSeq != sn.ModSeq {
+	if x, y := sn.Find(12), sn.Find(13); !x.Fresh || !slices.Equal(x.Flags, []string{`\Seen`}) || y.Tail != 5 ||
+		x.ModSeq != sn.ModSeq || y.ModSeq != sn.ModSeq {
 		t.Errorf("%+v, %+v", x, y)
 	}
 	if _, _, err := a.Append(t.Context(), "ada", "Nowhere", nil); !errors.Is(err, ErrNoMailbox) {
@@ -95,7 +96,8 @@ func TestSetFlags(t *testing.T) {
 	set(row.FlagChange{UIDs: []uint32{3}, Op: row.Add, Flags: []string{"x"}})
 	set(row.FlagChange{UIDs: []uint32{1, 77}, Op: row.Add, Flags: []string{"x"}})
 	high := snapshot(t, s, "INBOX").ModSeq
-	if m := set(row.FlagChange{UIDs: []uint32{1, 2}, Op: row.Add, Flags: []string{"y"}, UnchangedSince: high - 1}); !slices.Equal(m, []uint32{1}) {
+	if m := set(row.FlagChange{UIDs: []uint32{1, 2}, Op: row.Add, Flags: []string{"y"},
+		UnchangedSince: high - 1}); !slices.Equal(m, []uint32{1}) {
 		t.Errorf("modified %v", m)
 	}
 	if sn := snapshot(t, s, "INBOX"); sn.ModSeq != high+1 || sn.Find(1).ModSeq != high || sn.Find(2).ModSeq != high+1 {
@@ -110,7 +112,8 @@ func TestSetFlags(t *testing.T) {
 // Only what is marked goes, and of that only what was named.
 func TestExpunge(t *testing.T) {
 	s, a, id := acted(t)
-	if _, err := a.SetFlags(t.Context(), "ada", row.FlagChange{Mailbox: id, UIDs: []uint32{1, 2}, Op: row.Add, Flags: []string{`\Deleted`}}); err != nil {
+	if _, err := a.SetFlags(t.Context(), "ada", row.FlagChange{Mailbox: id, UIDs: []uint32{1, 2}, Op: row.Add,
+		Flags: []string{`\Deleted`}}); err != nil {
 		t.Fatal(err)
 	}
 	if err := a.Expunge(t.Context(), "ada", id, []uint32{2, 3}); err != nil {
@@ -134,17 +137,20 @@ func TestCopy(t *testing.T) {
 		t.Fatal(err)
 	}
 	c, err := a.Copy(t.Context(), "ada", row.CopyCmd{From: id, UIDs: []uint32{1, 9}, To: "To"})
-	if err != nil || !slices.Equal(c.Src, []uint32{1}) || !slices.Equal(c.Dst, []uint32{1}) || c.UIDValidity != snapshot(t, s, "To").UIDValidity {
+	if err != nil || !slices.Equal(c.Src, []uint32{1}) || !slices.Equal(c.Dst, []uint32{1}) ||
+		c.UIDValidity != snapshot(t, s, "To").UIDValidity {
 		t.Errorf("%+v %v", c, err)
 	}
-	if _, err := a.Copy(t.Context(), "ada", row.CopyCmd{From: id, UIDs: []uint32{2}, To: "INBOX", Move: true}); err != nil {
+	if _, err := a.Copy(t.Context(), "ada", row.CopyCmd{From: id, UIDs: []uint32{2}, To: "INBOX",
+		Move: true}); err != nil {
 		t.Fatal(err)
 	}
 	in := snapshot(t, s, "INBOX")
 	if !slices.Equal(in.UIDs, []uint32{1, 3, 12}) || !in.Find(12).Fresh || in.Find(12).HasFlag(`\Seen`) != true {
 		t.Errorf("%v", in.UIDs)
 	}
-	if _, err := a.Copy(t.Context(), "ada", row.CopyCmd{From: id, UIDs: []uint32{1}, To: "Nowhere"}); !errors.Is(err, ErrNoMailbox) {
+	if _, err := a.Copy(t.Context(), "ada", row.CopyCmd{From: id, UIDs: []uint32{1},
+		To: "Nowhere"}); !errors.Is(err, ErrNoMailbox) {
 		t.Error(err)
 	}
 }
@@ -193,7 +199,8 @@ func TestFolders(t *testing.T) {
 		t.Error(err)
 	}
 	check(a.Rename(ctx, "ada", "INBOX", "Old"), "C", "C/D", "C/D/B", "INBOX", "Old")
-	if in, old := snapshot(t, s, "INBOX"), snapshot(t, s, "Old"); len(in.Rows) != 0 || len(old.Rows) != 3 || in.ModSeq == 0 {
+	if in, old := snapshot(t, s, "INBOX"), snapshot(t, s, "Old"); len(in.Rows) != 0 || len(old.Rows) != 3 ||
+		in.ModSeq == 0 {
 		t.Errorf("%d in INBOX, %d in Old", len(in.Rows), len(old.Rows))
 	}
 	if err := a.Subscribe(ctx, "ada", "Old", true); err != nil || !snapshot(t, s, "Old").Subscribed {

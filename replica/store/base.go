@@ -59,27 +59,33 @@ func (s *Store) Rebase(ctx context.Context, user string, f func(tx *Tx)) error {
 	})
 }
 
+// Base is the part of a Tx that changes the base.
+type Base struct {
+	account string
+	batch   meta.Batch // of the Tx
+}
+
 // SetBaseBox stores a mailbox of the base.
-func (tx *Tx) SetBaseBox(m row.Mailbox) { tx.putJSON(meta.BaseMailboxKey(tx.Name(), m.ID), m) }
+func (b *Base) SetBaseBox(m row.Mailbox) { putJSON(&b.batch, meta.BaseMailboxKey(b.account, m.ID), m) }
 
 // DropBaseBox forgets a mailbox of the base and its messages.
-func (tx *Tx) DropBaseBox(id row.MailboxID) {
-	tx.batch.Delete(meta.BaseMailboxKey(tx.Name(), id))
-	tx.batch.DeleteRange(meta.Range(meta.BaseRowsOf(tx.Name(), id)))
+func (b *Base) DropBaseBox(id row.MailboxID) {
+	b.batch.Delete(meta.BaseMailboxKey(b.account, id))
+	b.batch.DeleteRange(meta.Range(meta.BaseRowsOf(b.account, id)))
 }
 
 // SetBaseRow stores a message of the base.
-func (tx *Tx) SetBaseRow(id row.MailboxID, m *row.Message) {
-	tx.batch.Put(meta.BaseRowKey(tx.Name(), id, m.UID), m.Encode())
+func (b *Base) SetBaseRow(id row.MailboxID, m *row.Message) {
+	b.batch.Put(meta.BaseRowKey(b.account, id, m.UID), m.Encode())
 }
 
 // DropBaseRow forgets what a message was: from now on it is what it is.
-func (tx *Tx) DropBaseRow(id row.MailboxID, uid uint32) {
-	tx.batch.Delete(meta.BaseRowKey(tx.Name(), id, uid))
+func (b *Base) DropBaseRow(id row.MailboxID, uid uint32) {
+	b.batch.Delete(meta.BaseRowKey(b.account, id, uid))
 }
 
 // DropBase forgets the base.
-func (tx *Tx) DropBase() {
-	tx.batch.DeleteRange(meta.Range(meta.BaseMessagesOf(tx.Name())))
-	tx.batch.DeleteRange(meta.Range(meta.BaseMailboxesOf(tx.Name())))
+func (b *Base) DropBase() {
+	b.batch.DeleteRange(meta.Range(meta.BaseMessagesOf(b.account)))
+	b.batch.DeleteRange(meta.Range(meta.BaseMailboxesOf(b.account)))
 }

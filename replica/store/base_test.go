@@ -22,7 +22,8 @@ func TestBase(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, f := range []string{"x", `\Deleted`} {
-		if _, err := a.SetFlags(ctx, "ada", row.FlagChange{Mailbox: id, UIDs: []uint32{1, 2}, Op: row.Add, Flags: []string{f}}); err != nil {
+		if _, err := a.SetFlags(ctx, "ada", row.FlagChange{Mailbox: id, UIDs: []uint32{1, 2}, Op: row.Add,
+			Flags: []string{f}}); err != nil {
 			t.Fatal(err)
 		}
 	}

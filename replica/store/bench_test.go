@@ -32,7 +32,8 @@ func benchStore(b *testing.B, n, boxes int, home row.Home) *Store {
 			tx.PutRow(m.ID, &row.Message{UID: uid + 1, Flags: []string{`\Seen`}, Date: time.Unix(1, 0)})
 		}
 		for i := range boxes {
-			tx.Add(row.Mailbox{Name: "Box" + string(rune('a'+i%26)) + string(rune('a'+i/26)), Sep: '/', UIDValidity: 9, UIDNext: 1, Synced: true})
+			tx.Add(row.Mailbox{Name: "Box" + string(rune('a'+i%26)) + string(rune('a'+i/26)), Sep: '/',
+				UIDValidity: 9, UIDNext: 1, Synced: true})
 		}
 		return nil
 	})
@@ -40,7 +41,8 @@ func benchStore(b *testing.B, n, boxes int, home row.Home) *Store {
 		b.Fatal(err)
 	}
 	if home == row.Standby {
-		if err := s.Update(ctx, "ada", ByKeeper, func(tx *Tx) error { tx.SetHome(row.Standby); return nil }); err != nil {
+		if err := s.Update(ctx, "ada", ByKeeper,
+			func(tx *Tx) error { tx.SetHome(row.Standby); return nil }); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -56,7 +58,8 @@ func BenchmarkUpdate(b *testing.B) {
 			s := benchStore(b, c.n, c.boxes, row.Standby)
 			b.ReportAllocs()
 			for b.Loop() {
-				if _, _, err := s.Acting().Append(b.Context(), "ada", "INBOX", []row.New{{Date: time.Unix(1, 0)}}); err != nil {
+				if _, _, err := s.Acting().Append(b.Context(), "ada", "INBOX", []row.New{{Date: time.Unix(1,
+					0)}}); err != nil {
 					b.Fatal(err)
 				}
 			}
@@ -67,7 +70,8 @@ func BenchmarkUpdate(b *testing.B) {
 			b.ReportAllocs()
 			op := row.Add
 			for i := 0; b.Loop(); i++ {
-				if _, err := s.Acting().SetFlags(b.Context(), "ada", row.FlagChange{Mailbox: sn.ID, UIDs: []uint32{uint32(i/2%c.n) + 1}, Op: op, Flags: []string{"x"}}); err != nil {
+				if _, err := s.Acting().SetFlags(b.Context(), "ada", row.FlagChange{Mailbox: sn.ID,
+					UIDs: []uint32{uint32(i/2%c.n) + 1}, Op: op, Flags: []string{"x"}}); err != nil {
 					b.Fatal(err)
 				}
 				op = -op
@@ -77,7 +81,8 @@ func BenchmarkUpdate(b *testing.B) {
 			s := benchStore(b, c.n, c.boxes, row.Production)
 			b.ReportAllocs()
 			for i := uint32(c.n) + 1; b.Loop(); i++ {
-				if err := s.Wire().LearnAppend(b.Context(), "ada", row.AppendOf{Mailbox: "INBOX", UIDValidity: 9, UID: i, New: row.New{Date: time.Unix(1, 0)}}); err != nil {
+				if err := s.Wire().LearnAppend(b.Context(), "ada", row.AppendOf{Mailbox: "INBOX", UIDValidity: 9,
+					UID: i, New: row.New{Date: time.Unix(1, 0)}}); err != nil {
 					b.Fatal(err)
 				}
 			}

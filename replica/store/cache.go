@@ -49,7 +49,8 @@ type messages struct {
 
 func newMessages(m row.Mailbox, rows []*row.Message, uids []uint32) *messages {
 	m.Messages = len(rows)
-	return &messages{Snapshot: row.Snapshot{Mailbox: m, Rows: rows[:len(rows):len(rows)], UIDs: uids[:len(uids):len(uids)]}, room: rows, roomUIDs: uids}
+	n := len(rows)
+	return &messages{Snapshot: row.Snapshot{Mailbox: m, Rows: rows[:n:n], UIDs: uids[:n:n]}, room: rows, roomUIDs: uids}
 }
 
 // get returns what is in memory, or nil.

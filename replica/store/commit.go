@@ -134,10 +134,10 @@ func (tx *Tx) collect() map[row.MailboxID]*messages {
 				m.Messages = tx.was.byID(id).Messages
 			}
 		}
-		tx.putJSON(meta.MailboxKey(name, id), m)
+		putJSON(&tx.batch, meta.MailboxKey(name, id), m)
 	}
 	if tx.infoChanged {
-		tx.putJSON(meta.AccountKey(name), tx.info)
+		putJSON(&tx.batch, meta.AccountKey(name), tx.info)
 	}
 	return next
 }
@@ -171,7 +171,7 @@ func (tx *Tx) show(rev meta.Rev, next map[row.MailboxID]*messages) {
 			if now == nil {
 				now = newMessages(*m, nil, nil)
 			}
-			i, _ := slices.BinarySearchFunc(st.boxes, id, func(b *box, id row.MailboxID) int { return int(int64(b.ID) - int64(id)) })
+			i, _ := slices.BinarySearchFunc(st.boxes, id, compareID)
 			st.boxes, renamed = slices.Insert(st.boxes, i, b), true
 		} else {
 			if was := old.get(); now == nil && was != nil {

@@ -52,7 +52,11 @@ func TestM13_OldStoreIsRefused(t *testing.T) {
 		"update":  func() error { return put(t, s, "ada", "INBOX", 51) },
 		"mailbox": func() error { return put(t, s, "ada", "New", 1) },
 		"base": func() error {
-			return s.Rebase(ctx, "ada", func(tx *Tx) { tx.SetBaseRow(id, &row.Message{UID: 1}); tx.SetBaseBox(row.Mailbox{ID: id}) })
+			return s.Rebase(ctx, "ada", func(tx *Tx) {
+				tx.SetBaseRow(id,
+					&row.Message{UID: 1})
+				tx.SetBaseBox(row.Mailbox{ID: id})
+			})
 		},
 		"home": func() error {
 			return s.Update(ctx, "ada", ByKeeper, func(tx *Tx) error { tx.SetHome(row.Standby); return nil })

@@ -265,7 +265,8 @@ func TestSnapshotsUnderLoad(t *testing.T) {
 		writers.Go(func() {
 			user := []string{"ada", "bob"}[w%2]
 			for range 80 {
-				if err := s.Update(t.Context(), user, ByMirror, func(tx *Tx) error { return anything(tx, boxes) }); err != nil {
+				change := func(tx *Tx) error { return anything(tx, boxes) }
+				if err := s.Update(t.Context(), user, ByMirror, change); err != nil {
 					t.Error(err)
 				}
 			}
@@ -318,7 +319,8 @@ func whole(t *testing.T, sn, before *row.Snapshot) {
 			t.Errorf("row %d of %v is %+v, HIGHESTMODSEQ %d", i, sn.UIDs, r, sn.ModSeq)
 		}
 	}
-	if before != nil && (sn.ModSeq < before.ModSeq || sn.ModSeq == before.ModSeq && !slices.Equal(sn.UIDs, before.UIDs)) {
+	if before != nil && (sn.ModSeq < before.ModSeq ||
+		sn.ModSeq == before.ModSeq && !slices.Equal(sn.UIDs, before.UIDs)) {
 		t.Errorf("HIGHESTMODSEQ %d after %d", sn.ModSeq, before.ModSeq)
 	}
 }
@@ -341,7 +343,8 @@ func bounded(t *testing.T, s *Store) {
 		}
 	}
 	if rows != s.cache.rows || n != s.cache.boxes || rows > s.cache.limit {
-		t.Errorf("the cache counts %d rows of %d mailboxes, and holds %d of %d; at most %d", s.cache.rows, s.cache.boxes, rows, n, s.cache.limit)
+		t.Errorf("the cache counts %d rows of %d mailboxes, and holds %d of %d; at most %d", s.cache.rows,
+			s.cache.boxes, rows, n, s.cache.limit)
 	}
 }
 

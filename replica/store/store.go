@@ -66,6 +66,7 @@ type Options struct {
 
 // Store holds the accounts.
 type Store struct {
+	Values
 	opt   Options
 	cache cache
 
@@ -77,7 +78,8 @@ type Store struct {
 
 // New returns a store without accounts; Load reads them.
 func New(o Options) *Store {
-	return &Store{opt: o, cache: cache{limit: maxCached}, alone: make(turn, 1), accounts: map[string]*account{}}
+	return &Store{Values: Values{o.Meta}, opt: o, cache: cache{limit: maxCached}, alone: make(turn, 1),
+		accounts: map[string]*account{}}
 }
 
 // Load reads all accounts and their mailboxes, and puts them in the place of those
@@ -134,7 +136,7 @@ func (s *Store) Alone(ctx context.Context, f func() error) error {
 			if held[a] {
 				continue
 			}
-			if err := a.turn.take(ctx); err != nil {
+			if err := a.turn.take(ctx); err != nil { //lock: one caller at a time takes all
 				return err
 			}
 			held[a], more = true, true

@@ -22,6 +22,7 @@ const (
 
 // Tx collects the changes of one Update. Values that it returns are copies.
 type Tx struct {
+	Base
 	s    *Store
 	a    *account
 	was  *state // before
@@ -36,8 +37,7 @@ type Tx struct {
 	rows        map[row.MailboxID]map[uint32]*row.Message
 	read        map[row.MailboxID]*messages // as they were before
 	saved       map[string]bool             // keys of the base
-	batch       meta.Batch
-	then        []func() // once it is durable
+	then        []func()                    // once it is durable
 }
 
 // Update waits for the account's turn, runs f, and commits what it did, durably, as
@@ -67,8 +67,9 @@ func (s *Store) Update(ctx context.Context, user string, w Writer, f func(*Tx) e
 	if w == ByStandby && a.seal {
 		return fmt.Errorf("%w: %s is being handed back", ErrNotHome, st.info.Name)
 	}
-	tx := &Tx{s: s, a: a, was: st, base: w == ByStandby && !s.opt.Primary, info: st.info, boxes: map[row.MailboxID]*row.Mailbox{},
-		dropped: map[row.MailboxID]bool{}, rows: map[row.MailboxID]map[uint32]*row.Message{}, read: map[row.MailboxID]*messages{}}
+	tx := &Tx{Base: Base{account: st.info.Name}, s: s, a: a, was: st, base: w == ByStandby && !s.opt.Primary,
+		info: st.info, boxes: map[row.MailboxID]*row.Mailbox{}, dropped: map[row.MailboxID]bool{},
+		rows: map[row.MailboxID]map[uint32]*row.Message{}, read: map[row.MailboxID]*messages{}}
 	if err := f(tx); err != nil {
 		return err
 	}
@@ -163,12 +164,12 @@ func (tx *Tx) Put(m *row.Mailbox) {
 	tx.boxes[m.ID] = m
 }
 
-func (tx *Tx) putJSON(key []byte, v any) {
-	b, err := json.Marshal(v)
+func putJSON(b *meta.Batch, key []byte, v any) {
+	text, err := json.Marshal(v)
 	if err != nil {
 		panic(err) // plain structs of ours
 	}
-	tx.batch.Put(key, b)
+	b.Put(key, text)
 }
 
 // Drop deletes a mailbox with its messages.

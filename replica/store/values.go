@@ -8,16 +8,19 @@ import (
 	"understudy/replica/meta"
 )
 
+// Values are single values, and the epoch that they are saved in.
+type Values struct{ rows *meta.Handle }
+
 // LoadJSON reads a single value, such as the failover state; ok is false if
 // it was never saved.
-func (s *Store) LoadJSON(key string, v any) (ok bool, err error) {
-	err = s.opt.Meta.View(func(sn meta.Snap) error {
+func (v Values) LoadJSON(key string, to any) (ok bool, err error) {
+	err = v.rows.View(func(sn meta.Snap) error {
 		b, _, err := sn.Get(meta.StateKey(key))
 		if err != nil || b == nil {
 			return err
 		}
 		ok = true
-		return json.Unmarshal(b, v)
+		return json.Unmarshal(b, to)
 	})
 	if err != nil {
 		err = fmt.Errorf("read %s: %w", key, err)
@@ -26,17 +29,17 @@ func (s *Store) LoadJSON(key string, v any) (ok bool, err error) {
 }
 
 // SaveJSON stores a single value, durably.
-func (s *Store) SaveJSON(ctx context.Context, key string, v any) error {
-	return s.SaveState(ctx, key, v, 0)
+func (v Values) SaveJSON(ctx context.Context, key string, val any) error {
+	return v.SaveState(ctx, key, val, 0)
 }
 
 // SaveState stores a single value, durably, that belongs to an epoch, or with 0 to
 // none. With a higher epoch than there was, all other writers are refused from then
 // on, in the same batch.
-func (s *Store) SaveState(ctx context.Context, key string, v any, epoch uint64) error {
-	b, err := json.Marshal(v)
+func (v Values) SaveState(ctx context.Context, key string, val any, epoch uint64) error {
+	b, err := json.Marshal(val)
 	if err == nil {
-		err = s.opt.Meta.Advance(ctx, epoch, meta.Batch{Do: []meta.Op{{Key: meta.StateKey(key), Val: b}}})
+		err = v.rows.Advance(ctx, epoch, meta.Batch{Do: []meta.Op{{Key: meta.StateKey(key), Val: b}}})
 	}
 	if err != nil {
 		return fmt.Errorf("save %s: %w", key, err)
@@ -45,4 +48,4 @@ func (s *Store) SaveState(ctx context.Context, key string, v any, epoch uint64) 
 }
 
 // Epoch is the one that this store writes in.
-func (s *Store) Epoch() uint64 { return s.opt.Meta.Epoch() }
+func (v Values) Epoch() uint64 { return v.rows.Epoch() }

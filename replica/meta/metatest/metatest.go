@@ -75,7 +75,8 @@ func conditions(t *testing.T, s meta.Store) {
 	if _, got := get(t, s, "c"); got != rev {
 		t.Errorf("revision %d, want %d", got, rev)
 	}
-	_, err := s.Commit(context.Background(), meta.Batch{If: []meta.Cond{{Key: key}}, Do: []meta.Op{{Key: key, Val: []byte("2")}}})
+	_, err := s.Commit(context.Background(), meta.Batch{If: []meta.Cond{{Key: key}},
+		Do: []meta.Op{{Key: key, Val: []byte("2")}}})
 	if !errors.Is(err, meta.ErrConflict) {
 		t.Errorf("absent: %v", err)
 	}
@@ -90,7 +91,8 @@ func changing(t *testing.T, s meta.Store) {
 	defer func() { _ = s.Close() }()
 	ctx, key := context.Background(), []byte("c")
 	put := func(rev meta.Rev, more ...meta.Op) (meta.Rev, error) {
-		return s.Commit(ctx, meta.Batch{If: []meta.Cond{{Key: key, Rev: rev}, {Key: []byte("absent")}}, Do: append([]meta.Op{{Key: key, Val: []byte("v")}}, more...)})
+		return s.Commit(ctx, meta.Batch{If: []meta.Cond{{Key: key, Rev: rev}, {Key: []byte("absent")}},
+			Do: append([]meta.Op{{Key: key, Val: []byte("v")}}, more...)})
 	}
 	first, err := put(0)
 	if err != nil {
@@ -100,7 +102,8 @@ func changing(t *testing.T, s meta.Store) {
 	if err != nil || second <= first {
 		t.Errorf("revision %d after %d, %v", second, first, err)
 	}
-	if _, err := put(first, meta.Op{Key: []byte("more"), Val: []byte("v")}, meta.Op{Key: key, End: []byte("d"), Del: true}); !errors.Is(err, meta.ErrConflict) {
+	_, err = put(first, meta.Op{Key: []byte("more"), Val: []byte("v")}, meta.Op{Key: key, End: []byte("d"), Del: true})
+	if !errors.Is(err, meta.ErrConflict) {
 		t.Errorf("an old revision: %v", err)
 	}
 	if v, _ := get(t, s, "more"); v != "" {
@@ -134,7 +137,8 @@ func among(t *testing.T, s meta.Store) {
 			for n := 0; n < 10; {
 				_, known := get(t, s, "c")
 				rev, err := s.Commit(context.Background(), meta.Batch{If: []meta.Cond{{Key: []byte("c"), Rev: known}},
-					Do: []meta.Op{{Key: []byte("c"), Val: []byte("v")}, {Key: fmt.Appendf(nil, "n/%d/%d", w, n), Val: []byte("v")}}})
+					Do: []meta.Op{{Key: []byte("c"), Val: []byte("v")}, {Key: fmt.Appendf(nil, "n/%d/%d", w, n),
+						Val: []byte("v")}}})
 				if errors.Is(err, meta.ErrConflict) {
 					continue
 				}
@@ -203,7 +207,8 @@ func concurrent(t *testing.T, s meta.Store) {
 	for w := range 20 {
 		wg.Go(func() {
 			for i := range 20 {
-				if _, err := s.Commit(context.Background(), meta.Batch{Do: []meta.Op{{Key: fmt.Appendf(nil, "w/%d/%d", w, i), Val: []byte("x")}}}); err != nil {
+				b := meta.Batch{Do: []meta.Op{{Key: fmt.Appendf(nil, "w/%d/%d", w, i), Val: []byte("x")}}}
+				if _, err := s.Commit(context.Background(), b); err != nil {
 					t.Error(err)
 				}
 			}

@@ -16,9 +16,9 @@ var locks = []string{
 	// Mirror and copy-back, then the store that they write to.
 	"replica/mirror.jobRun.mu", "replica/mirror.locks.mu", "replica/mirror.pool.mu", "replica/mirror.unread.mu",
 	"replica/copyback.Copier.turn", "replica/copyback.Copier.mu",
-	"replica.Replica.heldMu", "replica.Replica.mu", "replica.journal.mu",
+	"replica/turn.Set.mu", "replica/turn.counted.Turn", "replica/journal.Journal.Turn",
 	"replica/store.Store.alone", "replica/store.account.turn", "replica/store.Store.mu", "replica/store.account.mu",
-	"replica/store.cache.mu",
+	"replica/store.cache.mu", "replica/delivery.Deliveries.mu", "replica/route.Routes.mu",
 	"replica/vault.Vault.mu",
 	"replica/blob.Store.smu", "replica/blob.Store.wmu", "replica/blob.Store.mu",
 	"replica/meta.reign.mu",

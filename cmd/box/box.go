@@ -29,6 +29,7 @@ import (
 	"understudy/proxy/smtp"
 	"understudy/replica"
 	"understudy/replica/copyback"
+	"understudy/replica/meta"
 	"understudy/replica/mirror"
 	"understudy/replica/row"
 	"understudy/replica/vault"
@@ -41,6 +42,8 @@ type Options struct {
 	Log    *slog.Logger
 	// Dial makes connections to production; nil is the network's.
 	Dial Dialer
+	// Rows is the metadata store; nil is a file in the data directory.
+	Rows meta.Store
 	// Spool wraps what a message is kept in while it passes; nil: the disk as it is.
 	Spool func(row.Spool) row.Spool
 	// NoListeners: sessions are given to Proxy by hand, and there is no control socket.
@@ -80,7 +83,7 @@ func New(o Options) (*Box, error) {
 	if err != nil {
 		return nil, err
 	}
-	store, err := replica.Open(replica.Options{Dir: o.Config.Data, FoldCase: !o.Config.Accounts.ExactCase,
+	store, err := replica.Open(replica.Options{Dir: o.Config.Data, Meta: o.Rows, FoldCase: !o.Config.Accounts.ExactCase,
 		Domains: o.Config.Accounts.Domains})
 	if err != nil {
 		return nil, err
@@ -208,8 +211,8 @@ func (b *Box) standby(v *vault.Vault) standby {
 // makeKeeper makes the owner of the failover state, and what acts for it.
 func (b *Box) makeKeeper(l *losses) (err error) {
 	f := b.opt.Config.Failover
-	copier := copyback.New(copyback.Options{Store: b.store, Dial: b.production.DialMaster, Log: b.opt.Log,
-		Lacked: l.lacked})
+	copier := copyback.New(copyback.Options{Store: b.store, Ledgers: b.store, Messages: b.store.Blobs,
+		Dial: b.production.DialMaster, Log: b.opt.Log, Lacked: l.lacked})
 	b.actor = newActor(actor{wire: b.wire, store: b.store, mirror: b.mirror, copier: copier, fence: f.FenceCommand,
 		log: b.opt.Log})
 	b.keeper, err = keeper.New(keeper.Options{Actor: b.actor, Log: b.opt.Log,

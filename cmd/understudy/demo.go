@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"time"
 
@@ -38,6 +39,7 @@ type demonstration struct {
 	start  time.Time
 	report []string
 	live   bool // a terminal: progress is shown in place
+	work   sync.WaitGroup
 }
 
 var errDemo = errors.New("the demonstration failed")
@@ -66,6 +68,7 @@ func demo(e env) error {
 		}
 	}()
 	ctx, cancel := context.WithCancel(context.WithoutCancel(e.ctx))
+	defer d.work.Wait()
 	defer cancel()
 	if *stay {
 		return d.run(ctx, e.ctx.Done())
@@ -292,10 +295,10 @@ func (d *demonstration) protect(ctx context.Context) error {
 		return err
 	}
 	ended := make(chan error, 1)
-	go func() {
+	d.work.Go(func() {
 		err := d.box.Run(ctx)
 		ended <- errors.Join(err, d.box.Close())
-	}()
+	})
 	begin := time.Now()
 	if err := d.duties(ctx, 30*time.Second, "first copy", protecting); err != nil {
 		select {
@@ -313,14 +316,13 @@ func (d *demonstration) protect(ctx context.Context) error {
 // outage has clients work, kills production under their hands, and goes on.
 func (d *demonstration) outage(ctx context.Context) error {
 	work, stop := context.WithCancel(ctx)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
+	var clients sync.WaitGroup
+	clients.Go(func() {
 		load.Run(work, load.Options{IMAP: d.imap, SMTP: d.smtp, Users: d.users(), Password: d.password,
 			Seed: uint64(time.Now().UnixNano()), Tag: "demo", Pause: 15 * time.Millisecond, Folder: "Archive",
 			Deletes: true}, &d.ledger)
-	}()
-	defer func() { stop(); <-done }()
+	})
+	defer func() { stop(); clients.Wait() }()
 	select {
 	case <-time.After(3 * time.Second):
 	case <-ctx.Done():

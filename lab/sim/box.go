@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -12,6 +14,7 @@ import (
 	"understudy/cmd/box"
 	"understudy/console/config"
 	"understudy/proxy/seam"
+	"understudy/replica/meta"
 	"understudy/replica/row"
 )
 
@@ -50,8 +53,11 @@ func (w *world) startBox() {
 		}
 		return c, err
 	}
-	var err error
-	b.Box, err = box.New(box.Options{Config: w.boxConfig(b.dir), Log: w.log, Dial: dial, NoListeners: true,
+	rows, err := openRows(b.dir, w)
+	if err != nil {
+		panic(err)
+	}
+	b.Box, err = box.New(box.Options{Config: w.boxConfig(b.dir), Log: w.log, Dial: dial, NoListeners: true, Rows: rows,
 		Spool: func(sp row.Spool) row.Spool { return slowSpool{sp, w} }})
 	if err != nil {
 		panic(err)
@@ -89,6 +95,28 @@ func (w *world) boxConfig(dir string) config.Config {
 		c.Failover.OwedAfter = config.Duration(w.cfg.owed)
 	}
 	return c
+}
+
+// slowRows are rows on a disk that takes its time, before they are there and after.
+type slowRows struct {
+	meta.Store
+	w *world
+}
+
+func openRows(dir string, w *world) (meta.Store, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	rows, err := meta.OpenBolt(filepath.Join(dir, "meta.db"))
+	return slowRows{rows, w}, err
+}
+
+// Commit implements meta.Store.
+func (s slowRows) Commit(ctx context.Context, b meta.Batch) (meta.Rev, error) {
+	time.Sleep(s.w.some(3 * time.Millisecond))
+	rev, err := s.Store.Commit(ctx, b)
+	time.Sleep(s.w.some(3 * time.Millisecond))
+	return rev, err
 }
 
 // slowSpool is a message on a disk that takes its time.

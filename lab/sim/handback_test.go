@@ -146,7 +146,8 @@ func TestN18_OwedAndLate(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		h, err := store.Hold(context.Background(), row.Held{From: "x@other.test", Rcpts: []string{user}, Ref: ref, Arrived: time.Now()})
+		h := row.Held{From: "x@other.test", Rcpts: []string{user}, Ref: ref, Arrived: time.Now()}
+		h, err = store.Hold(context.Background(), h)
 		if err == nil {
 			err = store.Owe(context.Background(), h.ID)
 		}

@@ -4,7 +4,8 @@
 //
 // Implementation notes. Everything of a world runs in one bubble of testing/synctest,
 // where time passes only while all wait: connections are pipes (conn.go), production
-// answers with delays (gate.go), disks take their time (box.go). Disks are real
+// answers with delays (gate.go), disks take their time (box.go). A mutex that is
+// held over a disk or a peer stops the clock, and the test ends by its own. Disks are real
 // directories, so a kill leaves what it would leave. The world's lock is never held
 // over anything that waits. A fault is a row of a table (fault.go) and a file of its
 // own; a seed chooses among them, and UNDERSTUDY_FAULT narrows the choice. Production

@@ -19,7 +19,6 @@ import (
 	"errors"
 	"log/slog"
 	"net"
-	"strings"
 	"sync"
 	"time"
 
@@ -174,11 +173,6 @@ func (srv *Server) Introduce(ctx context.Context) error {
 	srv.banner.Learn(up.Text, up.Caps)
 	_, _ = up.Command("U9", "LOGOUT") // it says BYE
 	return up.Close()
-}
-
-// cut keeps of a capability list what may be shown.
-func (srv *Server) cut(list string) string {
-	return seam.Caps(strings.Fields(list)).Cut(srv.opt.Caps).String()
 }
 
 // unknown is for a site whose standby is all there is: nothing is known of

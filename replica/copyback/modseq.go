@@ -18,11 +18,8 @@ import (
 const maxBump = 20_000
 
 // raise raises production's HIGHESTMODSEQ to the replica's.
-func (b *box) raise(Plan) error {
-	if !b.c.Has("CONDSTORE") {
-		return nil
-	}
-	sn, err := b.opt.Store.SnapshotByID(b.name, b.id)
+func (b *box) raise() error {
+	sn, err := b.opt.Store.SnapshotByID(b.name, b.todo.ID)
 	if err != nil {
 		return err
 	}
@@ -43,7 +40,7 @@ func (b *box) raise(Plan) error {
 // pick returns a message and a flag that it has on neither side, and notes them;
 // 0 if there is none.
 func (b *box) pick(sn *row.Snapshot) (uid uint32, flag string, err error) {
-	if d, ok := b.bumped[b.id]; ok {
+	if d, ok := b.bumped[b.todo.ID]; ok {
 		if m := sn.Find(d.UIDs[0]); m != nil && b.lacks(m, d.Flag) {
 			return m.UID, d.Flag, nil
 		}
@@ -52,21 +49,23 @@ func (b *box) pick(sn *row.Snapshot) (uid uint32, flag string, err error) {
 		if m.Fresh {
 			continue
 		}
+		spare := []string{`\Flagged`, `\Answered`, `\Draft`, ownFlag}
 		i := slices.IndexFunc(spare, func(f string) bool { return b.lacks(m, f) })
-		d := row.FlagDoubt(b.id, m.UID, spare[i])
-		b.bumped[b.id] = d
-		_, err := b.opt.Store.BeginCopy(b.ctx, b.name, d)
+		d := row.FlagDoubt(b.todo.ID, m.UID, spare[i])
+		b.bumped[b.todo.ID] = d
+		_, err := b.opt.Ledgers.BeginCopy(b.ctx, b.name, d)
 		return m.UID, d.Flag, err
 	}
 	return 0, "", nil
 }
 
-var spare = []string{`\Flagged`, `\Answered`, `\Draft`, "$Bumped"}
+// ownFlag is one that no client sets.
+const ownFlag = "$Bumped"
 
 // lacks reports whether a message has no such flag, now and on production.
 func (b *box) lacks(m *row.Message, flag string) bool {
 	was := b.rows[m.UID]
-	return flag == spare[len(spare)-1] || !m.HasFlag(flag) && (was == nil || !was.HasFlag(flag))
+	return flag == ownFlag || !m.HasFlag(flag) && (was == nil || !was.HasFlag(flag))
 }
 
 func (b *box) bump(uid uint32, flag string, by uint64) error {
@@ -87,23 +86,6 @@ func (b *box) bump(uid uint32, flag string, by uint64) error {
 			}
 		}
 		tags = tags[:0]
-	}
-	return nil
-}
-
-// clean takes away a flag that an earlier copy-back, which was cut off, may have
-// left, unless it is one that clients have set.
-func (b *box) clean() error {
-	for _, d := range b.left {
-		if d.Kind != row.DoubtFlag || d.Box != b.id {
-			continue
-		}
-		if was := b.rows[d.UIDs[0]]; was == nil || was.HasFlag(d.Flag) {
-			continue
-		}
-		if _, err := b.c.Do(fmt.Sprintf("UID STORE %d -FLAGS.SILENT (%s)", d.UIDs[0], d.Flag), nil); err != nil {
-			return fmt.Errorf("take away %s, which raised HIGHESTMODSEQ: %w", d.Flag, err)
-		}
 	}
 	return nil
 }

@@ -1,3 +1,17 @@
+// Package copyback brings production, the same or a new one, up to what the
+// standby did meanwhile: a three-way merge of base (the state at the takeover),
+// standby now and production now.
+//
+// Implementation notes. A pass reads (gather), decides (plan.Merge, which is pure),
+// and does exactly that (execute); what is decided here is only what the server's
+// answers tell: a UID that is not the expected one ends the mailbox's plan, and the
+// next pass makes another. Steps are done in an order that loses nothing if it is
+// cut anywhere, and the base in the replica is moved along with each, so that a
+// second run finds less to do and, in the end, nothing. UIDs are reproduced by
+// order: gaps are burned, messages appended with APPENDUID checked, production's
+// own late arrivals are put behind. While the standby serves, only what cannot
+// collide with it is done; the rest is for the short time in which the account is
+// blocked (final).
 package copyback
 
 import (
@@ -8,16 +22,18 @@ import (
 	"sync"
 	"time"
 
-	"understudy/replica"
+	"understudy/replica/copyback/plan"
 	"understudy/replica/imapc"
 	"understudy/replica/row"
 )
 
 // Options of New.
 type Options struct {
-	Store *replica.Replica
-	Dial  func(ctx context.Context, account string) (*imapc.Conn, error)
-	Log   *slog.Logger
+	Store    Accounts
+	Ledgers  Ledgers
+	Messages Messages
+	Dial     func(ctx context.Context, account string) (*imapc.Conn, error)
+	Log      *slog.Logger
 	// Lacked is told what production turned out to have that the replica had not.
 	Lacked func([]row.Lacked)
 }
@@ -82,7 +98,8 @@ func (c *Copier) count(f func(*Report)) {
 	c.mu.Unlock()
 }
 
-func (c *Copier) note(format string, a ...any) {
+// tell notes for the report what differs from a plain copy.
+func (c *Copier) tell(format string, a ...any) {
 	text := fmt.Sprintf(format, a...)
 	c.opt.Log.Warn("copy-back", "note", text)
 	c.count(func(r *Report) { r.Notes = append(r.Notes, text) })
@@ -102,7 +119,6 @@ type account struct {
 	seq    int
 	steps  int
 	tasks  []row.Task
-	twins  taken
 }
 
 // Account brings one account up to date while clients use it. steps is the
@@ -172,9 +188,9 @@ func (c *Copier) open(ctx context.Context, name string) (*account, func(), error
 	}
 	if !conn.Has("UIDPLUS") {
 		conn.Close()
-		return nil, nil, errors.New("production offers no UIDPLUS: UIDs cannot be reproduced; see the documentation of migrations")
+		return nil, nil, errNoUIDPlus
 	}
-	left, err := c.opt.Store.DoubtsOf(name)
+	left, err := c.opt.Ledgers.DoubtsOf(name)
 	if err != nil {
 		conn.Close()
 		return nil, nil, err
@@ -183,72 +199,52 @@ func (c *Copier) open(ctx context.Context, name string) (*account, func(), error
 		left[i], _, _ = d.Step(row.DoubtHappened{Event: row.DoubtRestarted, By: row.ByCopyBack})
 	}
 	stop := context.AfterFunc(ctx, conn.Close)
-	return &account{Copier: c, ctx: ctx, c: conn, name: name, job: "copy-back/" + name, left: left, bumped: map[row.MailboxID]row.Doubt{}},
+	return &account{Copier: c, ctx: ctx, c: conn, name: name, job: "copy-back/" + name, left: left,
+			bumped: map[row.MailboxID]row.Doubt{}},
 		func() { stop(); conn.Close() }, nil
 }
+
+var errNoUIDPlus = errors.New("production offers no UIDPLUS: UIDs cannot be reproduced; " +
+	"see the documentation of migrations")
 
 // pass merges once. With final the account is blocked for clients; when such a
 // pass makes no step, both sides are equal.
 func (a *account) pass(final bool) (steps int, err error) {
-	a.final, a.steps, a.twins = final, 0, taken{}
+	a.final, a.steps = final, 0
 	err = a.run()
 	return a.steps, err
 }
 
 func (a *account) run() error {
-	base, err := a.opt.Store.BaseBoxes(a.name)
-	if err != nil {
-		return fmt.Errorf("read base of %s: %w", a.name, err)
-	}
-	if err := a.folders(base); err != nil {
+	if err := a.folders(); err != nil {
 		return fmt.Errorf("folders of %s: %w", a.name, err)
 	}
-	boxes, err := a.opt.Store.Mailboxes(a.name)
+	in, err := a.gather()
 	if err != nil {
 		return err
 	}
-	if base, err = a.opt.Store.BaseBoxes(a.name); err != nil {
-		return err
-	}
-	var work []*box
-	for _, m := range boxes {
-		if m.NoSelect {
-			continue
-		}
-		b, err := a.prepare(m.ID, base)
-		if err != nil {
-			return fmt.Errorf("mailbox %s of %s: %w", m.Name, a.name, err)
-		}
-		work = append(work, b)
-	}
-	crossMoves(work)
-	doubts, err := a.opt.Store.DoubtsOf(a.name)
-	if err != nil {
-		return err
-	}
-	if err := halfDone(work, doubts); err != nil {
-		return err
-	}
-	for _, b := range work {
-		if err := b.execute(); err != nil {
-			return fmt.Errorf("mailbox %s of %s: %w", b.sn.Name, a.name, err)
+	todo := plan.Merge(in)
+	for i, in := range in.Boxes {
+		if err := a.box(in, todo.Boxes[i]).execute(); err != nil {
+			return fmt.Errorf("mailbox %s of %s: %w", in.Standby.Name, a.name, err)
 		}
 	}
 	a.left = nil
 	if a.steps == 0 {
 		return nil
 	}
-	return a.opt.Store.PlanTasks(a.ctx, a.job, a.tasks)
+	return a.opt.Ledgers.PlanTasks(a.ctx, a.job, a.tasks)
 }
 
 // task notes a step for the admin's list.
-func (a *account) task(kind, mailbox string, uid uint32) {
+func (a *account) task(kind, mailbox string, uid uint32, why plan.Why) {
 	a.steps++
 	if len(a.tasks) >= 100_000 {
 		return
 	}
 	now := time.Now()
-	a.tasks = append(a.tasks, row.Task{Job: a.job, Seq: a.seq, Kind: kind, Account: a.name, Mailbox: mailbox, UID: uid,
+	a.tasks = append(a.tasks, row.Task{Job: a.job, Seq: a.seq, Kind: kind, Account: a.name, Mailbox: mailbox,
+		UID: uid, Why: string(why),
 		State: row.TaskDone, Attempt: 1, Started: now, Ended: now})
 	a.seq++
 }

@@ -22,7 +22,7 @@ func (b *box) send(rows []*row.Message, next uint32) (uids, burned []uint32, err
 	var list []imapc.Appending
 	var of []*row.Message // what each is; nil: it burns a UID
 	for i, r := range rows {
-		body, err := b.opt.Store.Message(r.Ref)
+		body, err := b.opt.Messages.Get(r.Ref)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -122,7 +122,8 @@ func (b *box) sendAlone(r *row.Message, body []byte) (uint32, error) {
 
 // sendWrapped appends it as an attachment.
 func (b *box) sendWrapped(r *row.Message, body []byte, why error) (uint32, error) {
-	b.note("mailbox %s of %s: production refuses message %d (%v); it is put there as an attachment", b.sn.Name, b.name, r.UID, why)
+	b.tell("mailbox %s of %s: production refuses message %d (%v); it is put there as an attachment",
+		b.sn.Name, b.name, r.UID, why)
 	_, uid, err := b.c.Append(b.appending(r, wrapped(body, r.Ref.String()[:32], r.Date)))
 	switch {
 	case err != nil:
@@ -145,7 +146,8 @@ func refusesMessage(err error) bool {
 		return false
 	}
 	switch no.Code {
-	case "OVERQUOTA", "LIMIT", "TOOBIG", "UNAVAILABLE", "INUSE", "SERVERBUG", "CONTACTADMIN", "NOPERM", "TRYCREATE", "NONEXISTENT", "AUTHORIZATIONFAILED", "READ-ONLY":
+	case "OVERQUOTA", "LIMIT", "TOOBIG", "UNAVAILABLE", "INUSE", "SERVERBUG", "CONTACTADMIN", "NOPERM", "TRYCREATE",
+		"NONEXISTENT", "AUTHORIZATIONFAILED", "READ-ONLY":
 		return false
 	}
 	return true
@@ -168,7 +170,8 @@ func regular(msg []byte) bool {
 			continue
 		}
 		name, _, ok := bytes.Cut(line, []byte{':'})
-		if name = bytes.TrimRight(name, " \t"); !ok || len(name) == 0 || slices.ContainsFunc(name, func(c byte) bool { return c <= ' ' || c >= 0x7f }) {
+		odd := func(c byte) bool { return c <= ' ' || c >= 0x7f }
+		if name = bytes.TrimRight(name, " \t"); !ok || len(name) == 0 || slices.ContainsFunc(name, odd) {
 			return false
 		}
 	}
@@ -179,10 +182,16 @@ func regular(msg []byte) bool {
 // same message.
 func wrapped(msg []byte, id string, date time.Time) []byte {
 	var b bytes.Buffer
-	fmt.Fprintf(&b, "From: Understudy <understudy@invalid>\r\nSubject: A message that the mail server did not take as it was\r\nDate: %s\r\nMessage-ID: <%s@understudy.invalid>\r\n"+
-		"MIME-Version: 1.0\r\nContent-Type: multipart/mixed; boundary=\"=_%s\"\r\n\r\n", date.Format(time.RFC1123Z), id, id)
-	fmt.Fprintf(&b, "--=_%s\r\nContent-Type: text/plain; charset=us-ascii\r\n\r\nThis message was stored while the mail server was away, and the server does\r\nnot accept its form. It is attached, byte for byte.\r\n\r\n", id)
-	fmt.Fprintf(&b, "--=_%s\r\nContent-Type: application/octet-stream; name=\"message.eml\"\r\nContent-Disposition: attachment; filename=\"message.eml\"\r\nContent-Transfer-Encoding: base64\r\n\r\n", id)
+	fmt.Fprintf(&b, "From: Understudy <understudy@invalid>\r\n"+
+		"Subject: A message that the mail server did not take as it was\r\n"+
+		"Date: %s\r\nMessage-ID: <%s@understudy.invalid>\r\n"+
+		"MIME-Version: 1.0\r\nContent-Type: multipart/mixed; boundary=\"=_%s\"\r\n\r\n",
+		date.Format(time.RFC1123Z), id, id)
+	fmt.Fprintf(&b, "--=_%s\r\nContent-Type: text/plain; charset=us-ascii\r\n\r\n"+
+		"This message was stored while the mail server was away, and the server does\r\n"+
+		"not accept its form. It is attached, byte for byte.\r\n\r\n", id)
+	fmt.Fprintf(&b, "--=_%s\r\nContent-Type: application/octet-stream; name=\"message.eml\"\r\n"+
+		"Content-Disposition: attachment; filename=\"message.eml\"\r\nContent-Transfer-Encoding: base64\r\n\r\n", id)
 	text := base64.StdEncoding.EncodeToString(msg)
 	for len(text) > 0 {
 		n := min(len(text), 76)

@@ -33,12 +33,14 @@ func TestRegular(t *testing.T) {
 			t.Errorf("%q: %v", text, got)
 		}
 	}
-	for code, want := range map[string]bool{"": true, "CANNOT": true, "OVERQUOTA": false, "TOOBIG": false, "UNAVAILABLE": false} {
+	for code, want := range map[string]bool{"": true, "CANNOT": true,
+		"OVERQUOTA": false, "TOOBIG": false, "UNAVAILABLE": false} {
 		if got := refusesMessage(&imapc.NoError{Command: "APPEND", Name: "NO", Code: code}); got != want {
 			t.Errorf("[%s]: %v", code, got)
 		}
 	}
-	if refusesMessage(io.EOF) || refusesMessage(nil) || !refusesMessage(errors.Join(io.EOF, &imapc.NoError{Name: "BAD"})) {
+	if refusesMessage(io.EOF) || refusesMessage(nil) ||
+		!refusesMessage(errors.Join(io.EOF, &imapc.NoError{Name: "BAD"})) {
 		t.Error("a lost connection is no refusal, and BAD is one")
 	}
 }

@@ -45,11 +45,13 @@ func (j *jobRun) plan(ctx context.Context, accounts []string) error {
 				return nil
 			}
 			tasks, err := j.planAccount(ctx, a)
+			if err != nil {
+				_ = j.m.opt.Store.MarkSync(ctx, a, j.start, err.Error())
+			}
 			j.mu.Lock()
 			defer j.mu.Unlock()
 			if err != nil {
 				j.failed = append(j.failed, fmt.Sprintf("%s: %v", a, err))
-				_ = j.m.opt.Store.MarkSync(ctx, a, j.start, err.Error())
 			}
 			j.tasks = append(j.tasks, tasks...)
 			return nil

@@ -32,43 +32,55 @@ const (
 
 // get returns a connection; fresh tells that it was made just now.
 func (p *pool) get(ctx context.Context, account string) (c *imapc.Conn, fresh bool, err error) {
-	p.mu.Lock()
-	for len(p.idle[account]) > 0 {
-		l := p.idle[account]
-		e := l[len(l)-1]
-		p.idle[account] = l[:len(l)-1]
-		p.n--
-		if time.Since(e.since) < poolAge {
-			p.mu.Unlock()
-			return e.c, false, nil
-		}
-		e.c.Close()
+	c, old := p.take(account)
+	closeThem(old)
+	if c != nil {
+		return c, false, nil
 	}
-	p.mu.Unlock()
 	c, err = p.dial(ctx, account)
 	return c, true, err
 }
 
-func (p *pool) put(account string, c *imapc.Conn) {
+// take takes an idle connection out, and those that are too old to be used; c is nil
+// if there is none.
+func (p *pool) take(account string) (c *imapc.Conn, old []*pooled) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.n >= poolSize {
-		p.expire()
+	for l := p.idle[account]; len(l) > 0; l = p.idle[account] {
+		e := l[len(l)-1]
+		p.idle[account] = l[:len(l)-1]
+		p.n--
+		if time.Since(e.since) < poolAge {
+			return e.c, old
+		}
+		old = append(old, e)
 	}
-	if p.n >= poolSize || len(p.idle[account]) >= poolEach {
-		c.Close()
-		return
-	}
-	p.idle[account] = append(p.idle[account], &pooled{c, time.Now()})
-	p.n++
+	return nil, old
 }
 
-// expire drops what is too old to be used; mu is held.
-func (p *pool) expire() {
+func (p *pool) put(account string, c *imapc.Conn) { closeThem(p.add(account, c)) }
+
+// add keeps a connection, and returns those that are to be closed.
+func (p *pool) add(account string, c *imapc.Conn) (rest []*pooled) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	e := &pooled{c, time.Now()}
+	if p.n >= poolSize {
+		rest = p.expire()
+	}
+	if p.n >= poolSize || len(p.idle[account]) >= poolEach {
+		return append(rest, e)
+	}
+	p.idle[account] = append(p.idle[account], e)
+	p.n++
+	return rest
+}
+
+// expire takes out what is too old to be used; mu is held.
+func (p *pool) expire() (old []*pooled) {
 	for a, l := range p.idle {
 		for len(l) > 0 && time.Since(l[0].since) > poolAge {
-			l[0].c.Close()
-			l = l[1:]
+			old, l = append(old, l[0]), l[1:]
 			p.n--
 		}
 		if len(l) == 0 {
@@ -77,17 +89,26 @@ func (p *pool) expire() {
 			p.idle[a] = l
 		}
 	}
+	return old
 }
 
-func (p *pool) closeAll() {
+// empty takes all out.
+func (p *pool) empty() (all []*pooled) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, l := range p.idle {
-		for _, e := range l {
-			e.c.Close()
-		}
+		all = append(all, l...)
 	}
 	p.idle, p.n = map[string][]*pooled{}, 0
+	return all
+}
+
+func (p *pool) closeAll() { closeThem(p.empty()) }
+
+func closeThem(l []*pooled) {
+	for _, e := range l {
+		e.c.Close()
+	}
 }
 
 // runIdle watches the INBOX of accounts by IDLE, as many as allowed.

@@ -197,6 +197,7 @@ type Task struct {
 	Started time.Time
 	Ended   time.Time
 	Err     string `json:",omitempty"`
+	Why     string `json:",omitempty"` // it was to be done
 }
 
 // Finished reports whether the task needs no more work.

@@ -2,7 +2,6 @@ package store
 
 import (
 	"cmp"
-	"context"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -12,31 +11,13 @@ import (
 
 	"understudy/replica/meta"
 	"understudy/replica/row"
+	"understudy/replica/turn"
 )
-
-// turn is held by the one who changes an account, also while the disk works.
-type turn chan struct{}
-
-func (t turn) take(ctx context.Context) error {
-	select {
-	case t <- struct{}{}:
-		return nil
-	default:
-	}
-	select {
-	case t <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-func (t turn) leave() { <-t }
 
 // account is one user's place in memory. It stays the same for as long as the
 // process lives; what it holds is now, which is nil if there is no such account.
 type account struct {
-	turn turn
+	turn turn.Turn // held by who changes it, also while the disk works
 	now  atomic.Pointer[state]
 
 	// Of the one who has the turn.
@@ -50,7 +31,7 @@ type account struct {
 }
 
 func newAccount() *account {
-	return &account{turn: make(turn, 1), touched: map[row.MailboxID]map[uint32]uint64{},
+	return &account{turn: turn.New(), touched: map[row.MailboxID]map[uint32]uint64{},
 		watch: map[chan struct{}]struct{}{}}
 }
 

@@ -43,6 +43,7 @@ import (
 
 	"understudy/replica/meta"
 	"understudy/replica/row"
+	"understudy/replica/turn"
 )
 
 // Errors of the store; the standby turns them into protocol answers.
@@ -70,7 +71,7 @@ type Store struct {
 	opt   Options
 	cache cache
 
-	alone turn
+	alone turn.Turn
 
 	mu       sync.Mutex
 	accounts map[string]*account
@@ -78,7 +79,7 @@ type Store struct {
 
 // New returns a store without accounts; Load reads them.
 func New(o Options) *Store {
-	return &Store{Values: Values{o.Meta}, opt: o, cache: cache{limit: maxCached}, alone: make(turn, 1),
+	return &Store{Values: Values{o.Meta}, opt: o, cache: cache{limit: maxCached}, alone: turn.New(),
 		accounts: map[string]*account{}}
 }
 
@@ -120,14 +121,14 @@ func (s *Store) show(a *account, st *state) {
 
 // Alone runs f while nobody changes an account. f takes no turn.
 func (s *Store) Alone(ctx context.Context, f func() error) error {
-	if err := s.alone.take(ctx); err != nil {
+	if err := s.alone.Take(ctx); err != nil {
 		return err
 	}
-	defer s.alone.leave()
+	defer s.alone.Leave()
 	held := map[*account]bool{}
 	defer func() {
 		for a := range held {
-			a.turn.leave()
+			a.turn.Leave()
 		}
 	}()
 	for more := true; more; {
@@ -136,7 +137,7 @@ func (s *Store) Alone(ctx context.Context, f func() error) error {
 			if held[a] {
 				continue
 			}
-			if err := a.turn.take(ctx); err != nil { //lock: one caller at a time takes all
+			if err := a.turn.Take(ctx); err != nil { //lock: one caller at a time takes all
 				return err
 			}
 			held[a], more = true, true
@@ -154,15 +155,14 @@ func (s *Store) fold(name string) string {
 
 // place is where an account of a name is in memory, once there is one.
 func (s *Store) place(name string) *account {
+	key, fresh := s.fold(name), newAccount()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	key := s.fold(name)
-	a := s.accounts[key]
-	if a == nil {
-		a = newAccount()
-		s.accounts[key] = a
+	if a := s.accounts[key]; a != nil {
+		return a
 	}
-	return a
+	s.accounts[key] = fresh
+	return fresh
 }
 
 func (s *Store) all() []*account {
@@ -208,10 +208,10 @@ func (s *Store) EnsureAccount(ctx context.Context, name string, home row.Home) (
 	}
 	// Of several that add it, in whatever spelling, one does.
 	a := s.place(name)
-	if err := a.turn.take(ctx); err != nil {
+	if err := a.turn.Take(ctx); err != nil {
 		return "", err
 	}
-	defer a.turn.leave()
+	defer a.turn.Leave()
 	if st := a.now.Load(); st != nil {
 		return st.info.Name, nil
 	}

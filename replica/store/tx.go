@@ -48,10 +48,10 @@ func (s *Store) Update(ctx context.Context, user string, w Writer, f func(*Tx) e
 	if err != nil {
 		return err
 	}
-	if err := a.turn.take(ctx); err != nil {
+	if err := a.turn.Take(ctx); err != nil {
 		return fmt.Errorf("change %s: %w", user, err)
 	}
-	defer a.turn.leave()
+	defer a.turn.Leave()
 	if a.unsure {
 		if err := s.reload(a, a.now.Load().info.Name); err != nil {
 			return fmt.Errorf("read %s again: %w", user, err)
@@ -84,10 +84,10 @@ func (s *Store) Seal(user string, on bool) error {
 	if err != nil {
 		return err
 	}
-	if err := a.turn.take(context.Background()); err != nil {
+	if err := a.turn.Take(context.Background()); err != nil {
 		return err
 	}
-	defer a.turn.leave()
+	defer a.turn.Leave()
 	a.seal = on
 	return nil
 }

@@ -20,10 +20,10 @@ func (s *Store) Wire() Wire { return Wire{s} }
 // production.
 func (s *Store) Clock(user string) uint64 {
 	a, _, err := s.account(user)
-	if err != nil || a.turn.take(context.Background()) != nil {
+	if err != nil || a.turn.Take(context.Background()) != nil {
 		return 0
 	}
-	defer a.turn.leave()
+	defer a.turn.Leave()
 	a.clock++
 	return a.clock
 }

@@ -1,4 +1,4 @@
-package copyback
+package plan
 
 import (
 	"fmt"
@@ -11,16 +11,16 @@ import (
 
 // world is the three states of one mailbox with what really happened.
 type world struct {
-	in       Input
+	in       Mailbox
 	deleted  map[uint32]bool // by a client, on the standby
 	lateTwin map[uint32]uint32
 }
 
-var someFlags = []string{`\Seen`, `\Flagged`, `\Answered`, "work"}
+func someFlags() []string { return []string{`\Seen`, `\Flagged`, `\Answered`, "work"} }
 
 func pickFlags(rng *rand.Rand) []string {
 	var out []string
-	for _, f := range someFlags {
+	for _, f := range someFlags() {
 		if rng.IntN(2) == 0 {
 			out = append(out, f)
 		}
@@ -28,15 +28,32 @@ func pickFlags(rng *rand.Rand) []string {
 	return row.NormalFlags(out)
 }
 
+// snapshot is a mailbox of the standby.
+func snapshot(id row.MailboxID, name string, rows []*row.Message) *row.Snapshot {
+	s := &row.Snapshot{Mailbox: row.Mailbox{ID: id, Name: name, UIDValidity: 7, UIDNext: 1}, Rows: rows}
+	for _, m := range rows {
+		s.UIDs = append(s.UIDs, m.UID)
+		s.UIDNext = max(s.UIDNext, m.UID+1)
+	}
+	return s
+}
+
+// mailbox is one whose base is known.
+func mailbox(id row.MailboxID, name string, rows ...*row.Message) Mailbox {
+	base := row.Mailbox{ID: id, Name: name, UIDValidity: 7, UIDNext: 100}
+	return Mailbox{Standby: snapshot(id, name, rows), Base: &base, Changed: map[uint32]*row.Message{},
+		Counters: Counters{UIDValidity: 7, UIDNext: 100}, Found: map[uint32]Found{}}
+}
+
 func newWorld(rng *rand.Rand) world {
-	w := world{deleted: map[uint32]bool{}, lateTwin: map[uint32]uint32{}}
-	w.in = Input{Base: map[uint32]*row.Message{}, Same: map[uint32]uint32{}}
+	w := world{in: mailbox(1, "INBOX"), deleted: map[uint32]bool{}, lateTwin: map[uint32]uint32{}}
+	var standby []*row.Message
 	for uid := uint32(1); uid < 30; uid++ {
 		if rng.IntN(3) == 0 {
 			continue
 		}
 		m := &row.Message{UID: uid, Flags: pickFlags(rng)}
-		w.in.Base[uid] = m
+		w.in.Changed[uid] = m
 		if rng.IntN(5) > 0 {
 			w.in.Production = append(w.in.Production, Remote{uid, slices.Clone(m.Flags)})
 			if rng.IntN(4) == 0 {
@@ -51,37 +68,40 @@ func newWorld(rng *rand.Rand) world {
 		if rng.IntN(3) == 0 {
 			s.Flags = pickFlags(rng)
 		}
-		w.in.Standby = append(w.in.Standby, &s)
+		standby = append(standby, &s)
 	}
 	late := uint32(100)
 	for uid := uint32(110); uid < 110+uint32(rng.IntN(8)); uid++ {
-		w.in.Standby = append(w.in.Standby, &row.Message{UID: uid, Fresh: true, Flags: pickFlags(rng)})
+		standby = append(standby, &row.Message{UID: uid, Fresh: true, Flags: pickFlags(rng)})
 		switch rng.IntN(4) {
 		case 0: // copied before
 			w.in.Production = append(w.in.Production, Remote{uid, pickFlags(rng)})
-			w.in.Same[uid] = uid
+			w.in.Found[uid] = Found{Like: []Like{{uid, true}}}
 		case 1: // production delivered it, too
 			w.in.Production = append(w.in.Production, Remote{late, nil})
-			w.in.Same[late], w.lateTwin[late] = uid, uid
+			w.in.Found[late] = Found{Like: []Like{{uid, rng.IntN(2) == 0}}}
+			w.lateTwin[late] = uid
 			late++
 		}
 	}
 	for range rng.IntN(3) {
 		w.in.Production = append(w.in.Production, Remote{late, nil})
+		w.in.Found[late] = Found{}
 		late++
 	}
 	slices.SortFunc(w.in.Production, func(a, b Remote) int { return int(a.UID) - int(b.UID) })
+	w.in.Standby = snapshot(1, "INBOX", standby)
 	return w
 }
 
 // apply does what a plan says to both sides, and returns the next input.
-func apply(in Input, p Plan) Input {
+func apply(in Mailbox, p Box) Mailbox {
 	prod := map[uint32][]string{}
 	for _, r := range in.Production {
 		prod[r.UID] = r.Flags
 	}
 	st := map[uint32]*row.Message{}
-	for _, s := range in.Standby {
+	for _, s := range in.Standby.Rows {
 		c := *s
 		st[s.UID] = &c
 	}
@@ -91,8 +111,8 @@ func apply(in Input, p Plan) Input {
 	for _, f := range p.Local {
 		st[f.UID].Flags = f.Flags
 	}
-	for _, u := range append(slices.Clone(p.Delete), p.Drop...) {
-		delete(prod, u)
+	for _, u := range p.Remove {
+		delete(prod, u.UID)
 	}
 	next := uint32(200)
 	for _, m := range p.Append {
@@ -104,24 +124,31 @@ func apply(in Input, p Plan) Input {
 		prod[next] = m.Flags
 		next++
 	}
-	for _, u := range p.Late {
-		st[next] = &row.Message{UID: next, Flags: prod[u]}
-		prod[next] = prod[u]
-		delete(prod, u)
+	for _, l := range p.Late {
+		st[next] = &row.Message{UID: next, Flags: prod[l.UID]}
+		prod[next] = prod[l.UID]
+		delete(prod, l.UID)
 		next++
 	}
-	out := Input{Base: map[uint32]*row.Message{}, Same: map[uint32]uint32{}}
+	out := mailbox(1, "INBOX")
+	var standby []*row.Message
 	for u, s := range st {
-		out.Standby = append(out.Standby, s)
+		s.Fresh = false
+		standby = append(standby, s)
 		c := *s
 		c.Flags = prod[u]
-		out.Base[u] = &c
+		out.Changed[u] = &c
 	}
 	for u, f := range prod {
 		out.Production = append(out.Production, Remote{u, f})
 	}
+	slices.SortFunc(standby, func(a, b *row.Message) int { return int(a.UID) - int(b.UID) })
+	slices.SortFunc(out.Production, func(a, b Remote) int { return int(a.UID) - int(b.UID) })
+	out.Standby = snapshot(1, "INBOX", standby)
 	return out
 }
+
+func mergeOne(in Mailbox) Box { return Merge(Account{Final: true, Boxes: []Mailbox{in}}).Boxes[0] }
 
 // R5, N06-N09, E11: whatever happened on both sides, after one merge they are
 // equal, a second merge does nothing, nothing is deleted that no client deleted,
@@ -130,29 +157,27 @@ func TestN06_MergeProperties(t *testing.T) {
 	for seed := range uint64(20_000) {
 		rng := rand.New(rand.NewPCG(seed, 2))
 		w := newWorld(rng)
-		p := Merge(w.in)
+		p := mergeOne(w.in)
 		fail := func(format string, a ...any) {
 			t.Fatalf("seed %d: %s\nplan %+v", seed, fmt.Sprintf(format, a...), p)
 		}
-		for _, u := range p.Delete {
-			if !w.deleted[u] {
-				fail("message %d is deleted, which no client deleted", u)
+		for _, u := range p.Remove {
+			if u.Why == Deleted && !w.deleted[u.UID] {
+				fail("message %d is deleted, which no client deleted", u.UID)
 			}
-		}
-		for _, u := range p.Drop {
-			if w.lateTwin[u] == 0 {
-				fail("message %d is dropped, which has no twin", u)
+			if u.Why != Deleted && w.lateTwin[u.UID] == 0 {
+				fail("message %d is dropped, which has no twin", u.UID)
 			}
 		}
 		out := apply(w.in, p)
-		if len(out.Standby) != len(out.Production) {
-			fail("%d messages on the standby, %d on production", len(out.Standby), len(out.Production))
+		if len(out.Standby.Rows) != len(out.Production) {
+			fail("%d messages on the standby, %d on production", len(out.Standby.Rows), len(out.Production))
 		}
-		if again := Merge(out); !again.Empty() {
+		if again := mergeOne(out); !again.Empty() {
 			fail("a second merge does %+v", again)
 		}
-		for _, m := range w.in.Standby {
-			if m.Fresh && !slices.ContainsFunc(out.Standby, func(o *row.Message) bool { return o.UID == m.UID }) {
+		for _, m := range w.in.Standby.Rows {
+			if m.Fresh && out.Standby.Find(m.UID) == nil {
 				fail("message %d, which clients saw, has gone", m.UID)
 			}
 		}

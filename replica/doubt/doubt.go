@@ -64,7 +64,8 @@ func Open(dir string, rows meta.Store, accounts Accounts) (*Doubts, error) {
 func (d *Doubts) restart() error {
 	for _, id := range d.moves.Open() {
 		i, _ := d.moves.Item(id)
-		err := d.note(context.Background(), i.Account, i.Doubt.UnderWay(), row.DoubtHappened{Event: row.DoubtRestarted, By: row.ByLoad})
+		err := d.note(context.Background(), i.Account, i.Doubt.UnderWay(),
+			row.DoubtHappened{Event: row.DoubtRestarted, By: row.ByLoad})
 		if err != nil && !errors.Is(err, store.ErrNoMailbox) && !errors.Is(err, store.ErrNoAccount) {
 			return err
 		} // a mailbox that is gone has nothing to be mistaken

@@ -40,10 +40,10 @@ type doubles struct {
 // find goes from strong to weak evidence: what copy-back itself had put there is
 // no delivery of production's; what production moved keeps its flags.
 func (d *doubles) find() {
-	d.doubts(func(x row.Doubt) bool { return x.Kind == row.DoubtAppend })
+	d.doubts(func(x row.Doubt) bool { return x.Kind == row.DoubtAppend || x.Kind == row.DoubtBehind })
 	d.delivered()
 	d.moves()
-	d.doubts(func(x row.Doubt) bool { return x.Kind != row.DoubtAppend })
+	d.doubts(func(x row.Doubt) bool { return x.Kind == row.DoubtMove || x.Kind == row.DoubtRepeated })
 }
 
 // drop makes a late message one that is removed.

@@ -55,8 +55,8 @@ func TestE11_Renames(t *testing.T) {
 func TestE11_Removals(t *testing.T) {
 	in := Folders{Base: []row.Mailbox{box(1, "INBOX"), box(2, "A"), box(3, "A/x"), box(4, "got"), box(5, "gone"),
 		box(6, "another"), box(7, "kept")}, Standby: []row.Mailbox{box(7, "kept")},
-		Production: []Folder{folder(1, "INBOX"), folder(2, "A"), folder(3, "A/x"), folder(4, "got"), folder(99, "another"),
-			folder(7, "kept"), folder(8, "own")},
+		Production: []Folder{folder(1, "INBOX"), folder(2, "A"), folder(3, "A/x"), folder(4, "got"),
+			folder(99, "another"), folder(7, "kept"), folder(8, "own")},
 		Got: map[row.MailboxID]bool{4: true}}
 	want := map[row.MailboxID]FolderStep{
 		1: {Do: DropBase, Why: FolderGone}, 2: {Do: Delete, Why: FolderDeleted}, 3: {Do: Delete, Why: FolderDeleted},

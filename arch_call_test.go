@@ -218,6 +218,10 @@ func (f *walk) locks(c *ast.CallExpr, fn *types.Func, name string) bool {
 	switch fn.Name() {
 	case "Lock", "RLock", "TryLock", "TryRLock", "take", "Take":
 		f.take(c.Pos(), lock, k)
+	case "Do":
+		f.take(c.Pos(), lock, k)
+		f.callbacks(c, fn.Name())
+		delete(f.held, lock)
 	case "Unlock", "RUnlock", "leave", "Leave":
 		delete(f.held, lock)
 	default:

@@ -521,7 +521,10 @@ func (f *walk) lockOf(e ast.Expr) (lockKind, string) {
 		if o == nil {
 			return noLock, ""
 		}
-		return kindOf(o.Type(), e.Name), fmt.Sprintf("%s.%s", f.path, e.Name)
+		if kindOf(o.Type(), e.Name) != mutex {
+			return noLock, "" // a turn in its own methods
+		}
+		return mutex, f.path + "." + e.Name
 	}
 	return noLock, ""
 }

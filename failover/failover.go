@@ -101,8 +101,9 @@ const (
 
 // State is what is kept across restarts.
 type State struct {
-	Phase   Phase
-	Epoch   uint64 // grows with every takeover and hand-back; it is saved with it, and writers of an older one are refused
+	Phase Phase
+	// grows with every takeover and hand-back; it is saved with it, and writers of an older one are refused
+	Epoch   uint64
 	Since   time.Time
 	Until   time.Time // Holding: end of the hold
 	Why     string

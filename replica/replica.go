@@ -72,7 +72,8 @@ func Open(o Options) (*Replica, error) {
 	st := store.New(store.Options{Meta: m, Primary: o.Primary, FoldCase: o.FoldCase})
 	r := &Replica{Store: st, Acting: st.Acting(), Wire: st.Wire(), Meta: m, Blobs: blobs,
 		Queue: queue.New(m), Routes: route.New(st, o.Domains), Tasks: task.New(m)}
-	r.Deliveries = delivery.New(delivery.Options{Rows: m, Accounts: st, Messages: blobs, Routes: r.Routes, Primary: o.Primary})
+	r.Deliveries = delivery.New(delivery.Options{Rows: m, Accounts: st, Messages: blobs, Routes: r.Routes,
+		Primary: o.Primary})
 	if err := m.View(r.Load); err != nil {
 		return nil, errors.Join(err, r.Close())
 	}
@@ -88,7 +89,8 @@ func Open(o Options) (*Replica, error) {
 // Load reads everything that is in memory of the rows anew, as after a change of
 // leadership; the epoch, too.
 func (r *Replica) Load(sn meta.Snap) error {
-	for _, load := range []func(meta.Snap) error{r.Meta.Load, r.Store.Load, r.Routes.Load, r.Deliveries.Load, r.Queue.Load} {
+	for _, load := range []func(meta.Snap) error{r.Meta.Load, r.Store.Load, r.Routes.Load, r.Deliveries.Load,
+		r.Queue.Load} {
 		if err := load(sn); err != nil {
 			return err
 		}

@@ -67,7 +67,8 @@ func TestM13_OneWriter(t *testing.T) {
 	if !slices.Equal(sn.UIDs, []uint32{1, 2, 3, 12}) {
 		t.Errorf("UIDs %v, want a gap of 8", sn.UIDs)
 	}
-	if _, err := s.SetFlags(ctx, "ada", row.FlagChange{Mailbox: sn.ID, UIDs: []uint32{2}, Op: row.Add, Flags: []string{"x"}}); err != nil {
+	if _, err := s.SetFlags(ctx, "ada",
+		row.FlagChange{Mailbox: sn.ID, UIDs: []uint32{2}, Op: row.Add, Flags: []string{"x"}}); err != nil {
 		t.Fatal(err)
 	}
 	_ = s.Close()

@@ -96,7 +96,8 @@ func hold(t *testing.T, b *Box, arrived time.Time, owed bool) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h, err := b.Store().Hold(t.Context(), row.Held{From: "x@other.test", Rcpts: []string{anna}, Ref: ref, Arrived: arrived})
+	h, err := b.Store().Hold(t.Context(),
+		row.Held{From: "x@other.test", Rcpts: []string{anna}, Ref: ref, Arrived: arrived})
 	if owed && err == nil {
 		err = b.Store().Owe(t.Context(), h.ID)
 	}

@@ -15,7 +15,7 @@ type watchers struct {
 // add begins with the state of now.
 func (w *watchers) add(now failover.State) (states <-chan failover.State, stop func()) {
 	c := make(chan failover.State, 1)
-	c <- now
+	c <- now //lock: it has room, and nobody else has it yet
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.list == nil {
@@ -38,6 +38,6 @@ func (w *watchers) show(s failover.State) {
 		case <-c:
 		default:
 		}
-		c <- s
+		c <- s //lock: it has room: nobody else sends
 	}
 }

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"os"
+	"slices"
 	"testing/synctest"
 	"time"
 )
@@ -32,9 +33,10 @@ func (w *world) crash() {
 // sever breaks all connections of the box, and refuses new ones.
 func (b *appliance) sever() {
 	b.mu.Lock()
-	defer b.mu.Unlock()
 	b.dead = true
-	for _, c := range b.conns {
+	conns := slices.Clone(b.conns)
+	b.mu.Unlock()
+	for _, c := range conns {
 		_ = c.Close()
 	}
 }

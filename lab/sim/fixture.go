@@ -29,7 +29,8 @@ func fixtureWorld(t *testing.T) *world {
 // alias has production know another address.
 func (w *world) alias() {
 	rows := meta.Batch{}
-	rows.Put([]byte("rt/info@sim.test"), []byte(`{"Recipient":"info@sim.test","Account":"anna@sim.test","Mailbox":"INBOX"}`))
+	rows.Put([]byte("rt/info@sim.test"),
+		[]byte(`{"Recipient":"info@sim.test","Account":"anna@sim.test","Mailbox":"INBOX"}`))
 	if _, err := w.server().Mail().Meta.Commit(context.Background(), rows); err != nil {
 		w.t.Error(err)
 	}
@@ -73,25 +74,30 @@ func (w *world) populate() {
 	w.start()
 	w.alias()
 	time.Sleep(time.Minute)
-	w.hand(anna, w.direct).do(`CREATE Sent (USE (\Sent))`, `CREATE Drafts (USE (\Drafts))`, `CREATE Trash (USE (\Trash))`, "CREATE Filed", "CREATE Filed/2025",
+	w.hand(anna, w.direct).do(`CREATE Sent (USE (\Sent))`, `CREATE Drafts (USE (\Drafts))`,
+		`CREATE Trash (USE (\Trash))`, "CREATE Filed", "CREATE Filed/2025",
 		"CREATE Filed/2025/Q1", "CREATE Gr&APw-n", "SUBSCRIBE INBOX", "SUBSCRIBE Filed/2025", "SUBSCRIBE Gr&APw-n").
 		add("INBOX", "in1", "in2", "in3", "in4", "in5", "in6").
 		add("Filed/2025/Q1", "q1", "q2", "q3").add("Trash", "t1", "t2").Close()
-	w.hand(bert, w.direct).do("CREATE Filed", `CREATE Sent (USE (\Sent))`, "SUBSCRIBE Filed").add("INBOX", "b1", "b2", "b3").add("Filed", "f1").Close()
+	w.hand(bert, w.direct).do("CREATE Filed", `CREATE Sent (USE (\Sent))`, "SUBSCRIBE Filed").add("INBOX", "b1", "b2",
+		"b3").add("Filed", "f1").Close()
 	w.startBox()
 	w.wait(failover.Protecting)
 	for _, u := range w.users {
-		w.hand(u, w.toBox).do("SELECT INBOX").add("INBOX", "box1."+u, "box2."+u, "box3."+u).do(`UID STORE 1 +FLAGS (\Flagged work)`, "UID SEARCH ALL").Close()
+		w.hand(u, w.toBox).do("SELECT INBOX").add("INBOX", "box1."+u, "box2."+u,
+			"box3."+u).do(`UID STORE 1 +FLAGS (\Flagged work)`, "UID SEARCH ALL").Close()
 		w.send("smtp", stranger, u, "mail1."+u, "")
 	}
 	w.send("smtp", stranger, "info@sim.test", "info1", "")
-	w.hand(anna, w.toBox).do("SELECT INBOX", "UID MOVE 2 Filed", "UID COPY 3:4 Sent", `UID STORE 5 +FLAGS.SILENT (\Deleted)`, "UID EXPUNGE 5").Close()
+	w.hand(anna, w.toBox).do("SELECT INBOX", "UID MOVE 2 Filed", "UID COPY 3:4 Sent",
+		`UID STORE 5 +FLAGS.SILENT (\Deleted)`, "UID EXPUNGE 5").Close()
 	time.Sleep(20 * time.Second)
 	w.tell(failover.Happened{Event: failover.Takeover})
 	w.wait(failover.Serving)
 	w.kill()
 	for _, u := range w.users {
-		w.hand(u, w.toBox).do("SELECT INBOX").add("INBOX", "out1."+u, "out2."+u).do(`UID STORE 2:3 +FLAGS ($Label1)`).Close()
+		w.hand(u, w.toBox).do("SELECT INBOX").add("INBOX", "out1."+u,
+			"out2."+u).do(`UID STORE 2:3 +FLAGS ($Label1)`).Close()
 		w.send("smtp", stranger, u, "mail2."+u, "")
 	}
 	if err := os.RemoveAll(w.path("prod")); err != nil {
@@ -114,7 +120,8 @@ func (w *world) leaveProtecting() {
 	w.wait(failover.Protecting)
 	time.Sleep(10 * time.Second)
 	for _, u := range w.users {
-		w.hand(u, w.toBox).do("SELECT INBOX").add("INBOX", "more1."+u, "more2."+u).do(`UID STORE 1:* +FLAGS (read)`).Close()
+		w.hand(u, w.toBox).do("SELECT INBOX").add("INBOX", "more1."+u,
+			"more2."+u).do(`UID STORE 1:* +FLAGS (read)`).Close()
 	}
 	w.stuck(cleo, "stuck2")
 	w.hold(cleo, "owed1", row.HeldOwed)
@@ -172,10 +179,12 @@ func (w *world) leaveServing() {
 // outage is what clients do while the standby answers.
 func (w *world) outage(a, b hand) {
 	time.Sleep(time.Second)
-	a.do(`UID STORE 6 +FLAGS.SILENT (\Deleted)`, "UID EXPUNGE 6", `UID STORE 7 FLAGS (\Answered)`, "CREATE New/Sub", "RENAME Filed/2025 Archive/2025",
+	a.do(`UID STORE 6 +FLAGS.SILENT (\Deleted)`, "UID EXPUNGE 6", `UID STORE 7 FLAGS (\Answered)`, "CREATE New/Sub",
+		"RENAME Filed/2025 Archive/2025",
 		"DELETE Trash", "UNSUBSCRIBE Gr&APw-n", "UID COPY 7 New", "UID MOVE 8 New/Sub", "SUBSCRIBE New/Sub").
 		add("INBOX", "late1", "late2", "late3").add("Drafts", "draft1")
-	b.do(`UID STORE 1:3 +FLAGS.SILENT (\Deleted)`, "EXPUNGE", `UID STORE 4:* -FLAGS (read)`, "CREATE Emptied").add("Emptied", "e1", "e2")
+	b.do(`UID STORE 1:3 +FLAGS.SILENT (\Deleted)`, "EXPUNGE", `UID STORE 4:* -FLAGS (read)`,
+		"CREATE Emptied").add("Emptied", "e1", "e2")
 	w.send("smtp", stranger, bert, "late4", "")
 	w.send("smtp", stranger, "info@sim.test", "late5", "")
 	w.send("submission", anna, "them@other.test", "outbound1", anna)
@@ -219,7 +228,8 @@ func (w *world) leaveFlag() {
 	}
 	theirs, err := prod.Snapshot(cleo, "INBOX")
 	if err == nil {
-		_, err = prod.SetFlags(ctx, cleo, row.FlagChange{Mailbox: theirs.ID, UIDs: theirs.UIDs[1:2], Op: row.Add, Flags: []string{`\Draft`}})
+		_, err = prod.SetFlags(ctx, cleo,
+			row.FlagChange{Mailbox: theirs.ID, UIDs: theirs.UIDs[1:2], Op: row.Add, Flags: []string{`\Draft`}})
 	}
 	ours, oerr := mine.Snapshot(cleo, "INBOX")
 	if err == nil && oerr == nil {

@@ -3,6 +3,7 @@ package sim
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -60,8 +61,9 @@ func (w *world) kill() {
 // cut breaks every n-th connection.
 func (s *server) cut(n int) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	for i, g := range s.gates {
+	gates := slices.Clone(s.gates)
+	s.mu.Unlock()
+	for i, g := range gates {
 		if i%n == 0 {
 			_ = g.Conn.Close()
 		}

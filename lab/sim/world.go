@@ -107,7 +107,7 @@ type lockedWriter struct {
 func (l *lockedWriter) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.w.Write(p)
+	return l.w.Write(p) //lock: to memory, or a file of the test
 }
 
 // some is a random time below a limit.

@@ -7,13 +7,15 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"understudy/proxy/seam"
 )
 
 // N33: what is fenced is so again after the process, or the machine, fell; a file
 // that cannot be read is no reason to let production in.
 func TestN33_FenceIsRemembered(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "network.json")
-	w := &Wire{opt: Options{Memory: path, Log: slog.New(slog.DiscardHandler)}, site: testSite()}
+	w := &Wire{opt: Options{Memory: path, Log: slog.New(slog.DiscardHandler)}, site: testSite(), mu: seam.NewTurn()}
 	w.site.Fenced, w.site.NewMAC = true, net.HardwareAddr{2, 0, 0, 0, 0, 0x11}
 	if err := w.save(7); err != nil {
 		t.Fatal(err)

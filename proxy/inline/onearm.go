@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"syscall"
@@ -80,8 +81,9 @@ func (w *Wire) give() {
 // itself, which has other addresses, too, and would find its own taken. mu is held.
 func (w *Wire) tellAll(mac net.HardwareAddr) {
 	w.hosts.mu.Lock()
-	defer w.hosts.mu.Unlock()
-	for h, at := range w.hosts.at {
+	hosts := maps.Clone(w.hosts.at)
+	w.hosts.mu.Unlock()
+	for h, at := range hosts {
 		if bytes.Equal(at, w.site.MAC) {
 			continue
 		}

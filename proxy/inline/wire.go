@@ -8,11 +8,12 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"understudy/proxy/seam"
 )
 
 // Options of Open.
@@ -38,7 +39,8 @@ type Wire struct {
 	lan, srv *packets // srv is nil beside production
 	tagged   *packets
 
-	mu       sync.Mutex // holds the parts below, and every change of the kernel's configuration
+	// mu holds the parts below, and every change of the kernel's configuration, which takes its time.
+	mu       seam.Turn
 	site     Site
 	memory   memory
 	armed    bool
@@ -63,7 +65,7 @@ const beatEvery = 500 * time.Millisecond
 // production: with the fence that was up when the last process ended. Nothing
 // is diverted before Arm.
 func Open(ctx context.Context, o Options) (*Wire, error) {
-	w := &Wire{opt: o, site: o.Site, contested: make(chan struct{}, 1),
+	w := &Wire{opt: o, site: o.Site, mu: seam.NewTurn(), contested: make(chan struct{}, 1),
 		hosts: directory{at: map[netip.Addr]net.HardwareAddr{}, asked: map[netip.Addr]asker{}}}
 	if w.opt.Absent == nil {
 		w.opt.Absent = func() bool { return false }

@@ -7,7 +7,7 @@
 // wait for one. A torn record at the end of a segment is cut off at open; it
 // was referenced by nobody, since references are made after Put. The place of
 // a message is found by an index in memory, rebuilt at open from the headers
-// (about 80 bytes of memory a message). Lock order: wmu before mu.
+// (about 80 bytes of memory a message). Order: smu, wmu (turns), mu.
 package blob
 
 import (
@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -26,6 +27,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"understudy/replica/row"
+	"understudy/replica/turn"
 )
 
 // Errors of a store.
@@ -55,15 +57,15 @@ type Store struct {
 	enc *zstd.Encoder
 	dec *zstd.Decoder
 
-	wmu  sync.Mutex // writing and the newest segment
+	wmu  turn.Turn // writing and the newest segment; held while the disk works
 	cur  *os.File
 	end  int64
 	num  uint32
 	gen  uint64 // records written
 	fail error  // the first failed write or sync; latched
 
-	smu    sync.Mutex // syncing
-	synced uint64     // gen that is durable
+	smu    turn.Turn // syncing
+	synced uint64    // gen that is durable
 
 	mu    sync.RWMutex
 	index map[[sha256.Size]byte]place
@@ -83,7 +85,8 @@ func Open(dir string) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{dir: dir, enc: enc, dec: dec, index: map[[32]byte]place{}, files: map[uint32]*os.File{}}
+	s := &Store{dir: dir, enc: enc, dec: dec, index: map[[32]byte]place{}, files: map[uint32]*os.File{},
+		wmu: turn.New(), smu: turn.New()}
 	names, err := filepath.Glob(filepath.Join(dir, "seg-*.pack"))
 	if err != nil {
 		return nil, err
@@ -205,10 +208,8 @@ func syncDir(dir string) error {
 func (s *Store) Close() error {
 	s.wmu.Lock()
 	defer s.wmu.Unlock()
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	var errs []error
-	for _, f := range s.files {
+	for _, f := range s.open() {
 		errs = append(errs, f.Close())
 	}
 	s.fail = os.ErrClosed
@@ -340,17 +341,15 @@ func (s *Store) Get(ref row.Ref) ([]byte, error) {
 // each that is damaged, and returns how many it read.
 func (s *Store) Scrub(bad func(sum string, err error)) int {
 	s.mu.RLock()
-	all := make([]row.Ref, 0, len(s.index))
-	for sum, p := range s.index {
+	all := maps.Clone(s.index)
+	s.mu.RUnlock()
+	files := s.open()
+	for name, p := range all {
 		var head [headLen]byte
-		ref := row.Ref{Sum: sum, Size: -1}
-		if _, err := s.files[p.seg].ReadAt(head[:], p.off); err == nil {
+		ref := row.Ref{Sum: name, Size: -1}
+		if _, err := files[p.seg].ReadAt(head[:], p.off); err == nil {
 			ref.Size = int64(binary.BigEndian.Uint64(head[37:]))
 		}
-		all = append(all, ref)
-	}
-	s.mu.RUnlock()
-	for _, ref := range all {
 		b, err := s.Get(ref)
 		if err == nil && sha256.Sum256(b) != ref.Sum {
 			err = ErrCorrupt
@@ -364,14 +363,21 @@ func (s *Store) Scrub(bad func(sum string, err error)) int {
 
 // Stats returns the number of messages and the bytes on disk.
 func (s *Store) Stats() (messages int, bytes int64) {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	for _, f := range s.files {
+	for _, f := range s.open() {
 		if fi, err := f.Stat(); err == nil {
 			bytes += fi.Size()
 		}
 	}
+	s.mu.RLock()
+	defer s.mu.RUnlock()
 	return len(s.index), bytes
+}
+
+// open returns the files of all segments.
+func (s *Store) open() map[uint32]*os.File {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return maps.Clone(s.files)
 }
 
 // Spool collects a message of unknown length: in memory up to 1 MiB, then in

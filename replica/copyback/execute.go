@@ -10,23 +10,29 @@ import (
 	"understudy/snoop/imapwire"
 )
 
+// remote is a mailbox on production, which is selected.
+type remote struct {
+	*account
+	mailbox string
+	next    uint32 // its UIDNEXT
+}
+
 // box carries out the plan of one mailbox.
 type box struct {
-	*account
+	remote
 	in   plan.Mailbox
 	sn   *row.Snapshot // at the merge
 	rows map[uint32]*row.Message
 	todo plan.Box
 	base row.Mailbox // as it is to be stored
 	was  row.Mailbox // as it is stored
-	next uint32      // production's UIDNEXT
 	// again: production got something since it was read, so that the rest of the
 	// plan does not hold any more.
 	again bool
 }
 
 func (a *account) box(in plan.Mailbox, todo plan.Box) *box {
-	b := &box{account: a, in: in, sn: in.Standby, rows: in.BaseRows(), todo: todo, next: in.UIDNext}
+	b := &box{remote: remote{a, in.Standby.Name, in.UIDNext}, in: in, sn: in.Standby, rows: in.BaseRows(), todo: todo}
 	if in.Base != nil {
 		b.base, b.was = *in.Base, *in.Base
 	}
@@ -234,7 +240,7 @@ func (b *box) remove() error {
 }
 
 // expunge removes messages from production by UID.
-func (b *box) expunge(uids []uint32) error {
+func (b *remote) expunge(uids []uint32) error {
 	for chunk := range slices.Chunk(uids, 500) {
 		set := imapwire.FormatSet(chunk)
 		mark, gone := b.c.Send("UID STORE "+set+` +FLAGS.SILENT (\Deleted)`), b.c.Send("UID EXPUNGE "+set)

@@ -68,7 +68,7 @@ func (b *box) lacks(m *row.Message, flag string) bool {
 	return flag == ownFlag || !m.HasFlag(flag) && (was == nil || !was.HasFlag(flag))
 }
 
-func (b *box) bump(uid uint32, flag string, by uint64) error {
+func (b *remote) bump(uid uint32, flag string, by uint64) error {
 	by = min((by+1)&^1, maxBump)
 	var tags []string
 	for i := range by {

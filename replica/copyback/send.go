@@ -17,7 +17,7 @@ import (
 // before one that is to be sent alone. If next, the UID that production gives
 // next, is not 0, the UIDs before and between the messages are burned in the same
 // go, by messages that are to be removed.
-func (b *box) send(rows []*row.Message, next uint32) (uids, burned []uint32, err error) {
+func (b *remote) send(rows []*row.Message, next uint32) (uids, burned []uint32, err error) {
 	first := next
 	var list []imapc.Appending
 	var of []*row.Message // what each is; nil: it burns a UID
@@ -70,7 +70,7 @@ func (b *box) send(rows []*row.Message, next uint32) (uids, burned []uint32, err
 
 // append appends messages in their order, and returns the UIDs of those up to
 // the first that failed: all or none at a time where the server does that.
-func (b *box) append(list []imapc.Appending) (uids []uint32, err error) {
+func (b *remote) append(list []imapc.Appending) (uids []uint32, err error) {
 	var tags []string
 	n := 1 // messages of one command
 	if b.c.AppendsMany() {
@@ -98,16 +98,16 @@ func (b *box) append(list []imapc.Appending) (uids []uint32, err error) {
 	return uids, nil
 }
 
-func (b *box) appending(r *row.Message, body []byte) imapc.Appending {
+func (b *remote) appending(r *row.Message, body []byte) imapc.Appending {
 	flags := r.Flags
 	if flags == nil {
 		flags = []string{}
 	}
-	return imapc.Appending{Mailbox: b.sn.Name, Flags: flags, Date: r.Date, Body: body}
+	return imapc.Appending{Mailbox: b.mailbox, Flags: flags, Date: r.Date, Body: body}
 }
 
 // sendAlone appends a message that production may refuse.
-func (b *box) sendAlone(r *row.Message, body []byte) (uint32, error) {
+func (b *remote) sendAlone(r *row.Message, body []byte) (uint32, error) {
 	_, uid, err := b.c.Append(b.appending(r, body))
 	switch {
 	case refusesMessage(err):
@@ -121,9 +121,9 @@ func (b *box) sendAlone(r *row.Message, body []byte) (uint32, error) {
 }
 
 // sendWrapped appends it as an attachment.
-func (b *box) sendWrapped(r *row.Message, body []byte, why error) (uint32, error) {
+func (b *remote) sendWrapped(r *row.Message, body []byte, why error) (uint32, error) {
 	b.tell("mailbox %s of %s: production refuses message %d (%v); it is put there as an attachment",
-		b.sn.Name, b.name, r.UID, why)
+		b.mailbox, b.name, r.UID, why)
 	_, uid, err := b.c.Append(b.appending(r, wrapped(body, r.Ref.String()[:32], r.Date)))
 	switch {
 	case err != nil:

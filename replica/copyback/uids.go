@@ -135,13 +135,13 @@ func filler() []byte {
 	return []byte("Subject: placeholder\r\nX-Understudy: burned UID, safe to delete\r\n\r\n")
 }
 
-func (b *box) filling() imapc.Appending {
-	return imapc.Appending{Mailbox: b.sn.Name, Flags: []string{`\Deleted`, `\Seen`}, Body: filler(),
+func (b *remote) filling() imapc.Appending {
+	return imapc.Appending{Mailbox: b.mailbox, Flags: []string{`\Deleted`, `\Seen`}, Body: filler(),
 		Date: time.Unix(0, 0)}
 }
 
 // reach burns up to a UIDNEXT that clients were shown.
-func (b *box) reach(next uint32) error {
+func (b *remote) reach(next uint32) error {
 	if b.next < next {
 		return b.burn(next - b.next)
 	}
@@ -150,7 +150,7 @@ func (b *box) reach(next uint32) error {
 
 // burn uses up n UIDs: tiny messages are appended, and copied where there are
 // many, and expunged.
-func (b *box) burn(n uint32) error {
+func (b *remote) burn(n uint32) error {
 	uids, err := b.append(slices.Repeat([]imapc.Appending{b.filling()}, int(min(n, pipeMessages))))
 	if err != nil {
 		return fmt.Errorf("burn UIDs: %w", err)
@@ -164,14 +164,14 @@ func (b *box) burn(n uint32) error {
 	}
 	b.next = uids[len(uids)-1] + 1
 	b.count(func(r *Report) { r.Burned += int(n) })
-	b.task("burn", b.sn.Name, b.next, plan.Filler)
+	b.task("burn", b.mailbox, b.next, plan.Filler)
 	return b.expunge(uids)
 }
 
 // double copies messages of the mailbox to itself and returns the new UIDs.
-func (b *box) double(uids []uint32) ([]uint32, error) {
+func (b *remote) double(uids []uint32) ([]uint32, error) {
 	var code []byte
-	cmd := "UID COPY " + imapwire.FormatSet(uids) + " " + b.c.Name(b.sn.Name)
+	cmd := "UID COPY " + imapwire.FormatSet(uids) + " " + b.c.Name(b.mailbox)
 	r, err := b.c.Do(cmd, func(r imapwire.Response, _ []byte) error {
 		if r.Code == "COPYUID" {
 			code = slices.Clone(r.Arg)

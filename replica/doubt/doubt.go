@@ -67,7 +67,8 @@ func (d *Doubts) restart() error {
 		if i.Doubt.State != row.DoubtArrived {
 			i.Doubt.State = row.DoubtIntended // lines of older versions tell no state
 		}
-		err := d.note(context.Background(), i.Account, i.Doubt, row.DoubtHappened{Event: row.DoubtRestarted, By: row.ByLoad})
+		err := d.note(context.Background(), i.Account, i.Doubt,
+			row.DoubtHappened{Event: row.DoubtRestarted, By: row.ByLoad})
 		if err != nil && !errors.Is(err, store.ErrNoMailbox) && !errors.Is(err, store.ErrNoAccount) {
 			return err
 		} // a mailbox that is gone has nothing to be mistaken

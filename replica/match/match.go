@@ -169,7 +169,8 @@ func atLineStart(b []byte, i int) bool { return i == 0 || i > 0 && b[i-1] == '\n
 // the whole: HeaderAndLength, or 0. whole is then the message as it was found.
 func Header(sent *Text, header []byte, size int64) (e Evidence, whole []byte) {
 	h := sent.raw[:sent.header]
-	if len(h) == 0 || size-int64(len(header)) != sent.BodyLen() || !bytes.HasSuffix(header, h) || !atLineStart(header, len(header)-len(h)) {
+	if len(h) == 0 || size-int64(len(header)) != sent.BodyLen() || !bytes.HasSuffix(header, h) ||
+		!atLineStart(header, len(header)-len(h)) {
 		return 0, nil
 	}
 	return HeaderAndLength, append(bytes.Clone(header), sent.raw[sent.header:]...)

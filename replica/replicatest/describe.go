@@ -99,8 +99,9 @@ func (w *words) doubts(account string) {
 		for _, r := range d.Refs {
 			refs += " " + w.ref(r)
 		}
-		lines = append(lines, fmt.Sprintf("doubt %s from %q to %q uids %d at %d mark %d box %d moving %t flag %q refs%s",
-			account, d.From, d.To, d.UIDs, d.Dst, d.Mark, d.Box, d.Kind == row.DoubtBehind, d.Flag, refs))
+		lines = append(lines,
+			fmt.Sprintf("doubt %s from %q to %q uids %d at %d mark %d box %d moving %t flag %q refs%s",
+				account, d.From, d.To, d.UIDs, d.Dst, d.Mark, d.Box, d.Kind == row.DoubtBehind, d.Flag, refs))
 	}
 	slices.Sort(lines)
 	w.lines = append(w.lines, lines...)
@@ -110,12 +111,14 @@ func (w *words) doubts(account string) {
 func (w *words) flight() {
 	for _, h := range w.s.HeldAll() {
 		w.say("held %d from %s to %s params %q seen %s standby %t owed %t open %t %s key %s %s",
-			h.ID, h.From, h.Rcpts, h.Params, h.Seen, h.OnlyOurs(), h.OwedSince(h.Arrived), !h.MayDeliver(), w.ref(h.Ref), h.Key, clock(h.Arrived))
+			h.ID, h.From, h.Rcpts, h.Params, h.Seen, h.OnlyOurs(), h.OwedSince(h.Arrived), !h.MayDeliver(),
+			w.ref(h.Ref), h.Key, clock(h.Arrived))
 	}
 	queue, err := w.s.Queued()
 	w.fail(err)
 	for _, q := range queue {
-		w.say("queued %d from %s to %s %s tries %d %s %q", q.ID, q.From, q.Rcpts, w.ref(q.Ref), q.Tries, clock(q.Arrived), q.LastErr)
+		w.say("queued %d from %s to %s %s tries %d %s %q", q.ID, q.From, q.Rcpts, w.ref(q.Ref), q.Tries,
+			clock(q.Arrived), q.LastErr)
 	}
 	for _, r := range w.s.AllRoutes() {
 		w.say("route %s to %s %s", r.Recipient, r.Account, r.Mailbox)
@@ -147,12 +150,15 @@ func (w *words) passwords(of map[string]string) {
 	for _, login := range slices.Sorted(maps.Keys(of)) {
 		account, err := v.Check(login, of[login])
 		_, wrong := v.Check(login, of[login]+"x")
-		w.say("password of %s opens %q (%v), another one is wrong: %t", login, account, err, errors.Is(wrong, vault.ErrWrong))
+		w.say("password of %s opens %q (%v), another one is wrong: %t", login, account, err,
+			errors.Is(wrong, vault.ErrWrong))
 	}
 }
 
 func mailbox(m row.Mailbox) string {
-	return fmt.Sprintf("%d %q sep %q attrs %s subscribed %t noselect %t validity %d next %d modseq %d prod %d synced %t %d %d born %t gap %d permanent %s",
+	return fmt.Sprintf(
+		"%d %q sep %q attrs %s subscribed %t noselect %t validity %d next %d modseq %d prod %d synced %t %d %d born "+
+			"%t gap %d permanent %s",
 		m.ID, m.Name, m.Sep, m.Attrs, m.Subscribed, m.NoSelect, m.UIDValidity, m.UIDNext, m.ModSeq, m.ProdUIDValidity,
 		m.Synced, m.SyncedModSeq, m.SyncedNext, m.Born, m.Gap, m.Permanent)
 }

@@ -78,7 +78,8 @@ const (
 
 // DoubtEvents lists all events.
 func DoubtEvents() []DoubtEvent {
-	return []DoubtEvent{DoubtIntend, DoubtArrive, DoubtAnswer, DoubtUnanswered, DoubtNowhere, DoubtTakeover, DoubtHandback, DoubtRestarted}
+	return []DoubtEvent{DoubtIntend, DoubtArrive, DoubtAnswer, DoubtUnanswered, DoubtNowhere, DoubtTakeover,
+		DoubtHandback, DoubtRestarted}
 }
 
 // DoubtHappened is an event with its data.
@@ -110,32 +111,54 @@ func DoubtRules() []DoubtRule {
 	notMove := append(slices.Clone(own), DoubtRepeated)
 	cache, copier, keeper, load := []Who{ByCache}, []Who{ByCopyBack}, []Who{ByKeeper}, []Who{ByLoad}
 	return []DoubtRule{
-		{Kinds: move, From: DoubtNew, On: DoubtIntend, To: DoubtIntended, WhoMay: cache, OnDisk: InJournal, Why: "should the process end, production may have done it"},
-		{Kinds: own, From: DoubtNew, On: DoubtIntend, To: DoubtIntended, WhoMay: copier, OnDisk: RowFirst, Why: "should its answer be lost, what it left is known"},
-		{Kinds: asked, From: DoubtNew, On: DoubtUnanswered, To: DoubtNoted, WhoMay: cache, OnDisk: RowFirst, Why: "production may have done it"},
-		{Kinds: asked, From: DoubtNew, On: DoubtNowhere, To: DoubtDropped, WhoMay: cache, OnDisk: NoWrite, Why: "there is nothing to be mistaken"},
+		{Kinds: move, From: DoubtNew, On: DoubtIntend, To: DoubtIntended, WhoMay: cache, OnDisk: InJournal,
+			Why: "should the process end, production may have done it"},
+		{Kinds: own, From: DoubtNew, On: DoubtIntend, To: DoubtIntended, WhoMay: copier, OnDisk: RowFirst,
+			Why: "should its answer be lost, what it left is known"},
+		{Kinds: asked, From: DoubtNew, On: DoubtUnanswered, To: DoubtNoted, WhoMay: cache, OnDisk: RowFirst,
+			Why: "production may have done it"},
+		{Kinds: asked, From: DoubtNew, On: DoubtNowhere, To: DoubtDropped, WhoMay: cache, OnDisk: NoWrite,
+			Why: "there is nothing to be mistaken"},
 
-		{Kinds: move, From: DoubtIntended, On: DoubtArrive, To: DoubtArrived, WhoMay: cache, OnDisk: NoWrite, Why: "that it departed may be known, too"},
-		{Kinds: move, From: DoubtIntended, On: DoubtAnswer, To: DoubtSettled, WhoMay: cache, OnDisk: InJournal, Why: "the outcome is known, or kept as noted"},
-		{Kinds: move, From: DoubtArrived, On: DoubtAnswer, To: DoubtSettled, WhoMay: cache, OnDisk: InJournal, Why: "the outcome is known, or kept as noted"},
-		{Kinds: own, From: DoubtIntended, On: DoubtAnswer, To: DoubtSettled, WhoMay: copier, OnDisk: RowWithMailbox, Why: "the base has what production has"},
-		{Kinds: move, From: DoubtIntended, On: DoubtRestarted, To: DoubtNoted, WhoMay: load, OnDisk: RowFirst, Why: "nobody was told its outcome"},
-		{Kinds: move, From: DoubtArrived, On: DoubtRestarted, To: DoubtNoted, WhoMay: load, OnDisk: RowFirst, Why: "nobody was told its outcome"},
-		{Kinds: own, From: DoubtIntended, On: DoubtRestarted, To: DoubtNoted, WhoMay: []Who{ByLoad, ByCopyBack}, OnDisk: NoWrite, Why: "the copy-back was cut off"},
-		{Kinds: move, From: DoubtIntended, On: DoubtNowhere, To: DoubtDropped, WhoMay: load, OnDisk: InJournal, Why: "there is nothing to be mistaken"},
-		{Kinds: move, From: DoubtArrived, On: DoubtNowhere, To: DoubtDropped, WhoMay: load, OnDisk: InJournal, Why: "there is nothing to be mistaken"},
+		{Kinds: move, From: DoubtIntended, On: DoubtArrive, To: DoubtArrived, WhoMay: cache, OnDisk: NoWrite,
+			Why: "that it departed may be known, too"},
+		{Kinds: move, From: DoubtIntended, On: DoubtAnswer, To: DoubtSettled, WhoMay: cache, OnDisk: InJournal,
+			Why: "the outcome is known, or kept as noted"},
+		{Kinds: move, From: DoubtArrived, On: DoubtAnswer, To: DoubtSettled, WhoMay: cache, OnDisk: InJournal,
+			Why: "the outcome is known, or kept as noted"},
+		{Kinds: own, From: DoubtIntended, On: DoubtAnswer, To: DoubtSettled, WhoMay: copier, OnDisk: RowWithMailbox,
+			Why: "the base has what production has"},
+		{Kinds: move, From: DoubtIntended, On: DoubtRestarted, To: DoubtNoted, WhoMay: load, OnDisk: RowFirst,
+			Why: "nobody was told its outcome"},
+		{Kinds: move, From: DoubtArrived, On: DoubtRestarted, To: DoubtNoted, WhoMay: load, OnDisk: RowFirst,
+			Why: "nobody was told its outcome"},
+		{Kinds: own, From: DoubtIntended, On: DoubtRestarted, To: DoubtNoted, WhoMay: []Who{ByLoad, ByCopyBack},
+			OnDisk: NoWrite, Why: "the copy-back was cut off"},
+		{Kinds: move, From: DoubtIntended, On: DoubtNowhere, To: DoubtDropped, WhoMay: load, OnDisk: InJournal,
+			Why: "there is nothing to be mistaken"},
+		{Kinds: move, From: DoubtArrived, On: DoubtNowhere, To: DoubtDropped, WhoMay: load, OnDisk: InJournal,
+			Why: "there is nothing to be mistaken"},
 
-		{Kinds: move, From: DoubtNoted, On: DoubtTakeover, If: "some are where they were", Cond: someLeft, To: DoubtBased, WhoMay: keeper, OnDisk: RowWithMailbox,
+		{Kinds: move, From: DoubtNoted, On: DoubtTakeover, If: "some are where they were", Cond: someLeft,
+			To: DoubtBased, WhoMay: keeper, OnDisk: RowWithMailbox,
 			Why: "one that is gone later was removed by a client"},
-		{Kinds: move, From: DoubtNoted, On: DoubtTakeover, To: DoubtDropped, WhoMay: keeper, OnDisk: RowWithMailbox, Why: "the standby begins with all of it moved"},
-		{Kinds: notMove, From: DoubtNoted, On: DoubtTakeover, To: DoubtDropped, WhoMay: keeper, OnDisk: RowWithMailbox, Why: "it is of an outage before"},
-		{Kinds: own, From: DoubtIntended, On: DoubtTakeover, To: DoubtDropped, WhoMay: keeper, OnDisk: RowWithMailbox, Why: "it is of an outage before"},
+		{Kinds: move, From: DoubtNoted, On: DoubtTakeover, To: DoubtDropped, WhoMay: keeper, OnDisk: RowWithMailbox,
+			Why: "the standby begins with all of it moved"},
+		{Kinds: notMove, From: DoubtNoted, On: DoubtTakeover, To: DoubtDropped, WhoMay: keeper, OnDisk: RowWithMailbox,
+			Why: "it is of an outage before"},
+		{Kinds: own, From: DoubtIntended, On: DoubtTakeover, To: DoubtDropped, WhoMay: keeper, OnDisk: RowWithMailbox,
+			Why: "it is of an outage before"},
 
-		{Kinds: move, From: DoubtNoted, On: DoubtHandback, To: DoubtSettled, WhoMay: keeper, OnDisk: RowWithMailbox, Why: "both sides are equal"},
-		{Kinds: move, From: DoubtBased, On: DoubtHandback, To: DoubtSettled, WhoMay: keeper, OnDisk: RowWithMailbox, Why: "both sides are equal"},
-		{Kinds: repeated, From: DoubtNoted, On: DoubtHandback, To: DoubtSettled, WhoMay: keeper, OnDisk: RowWithMailbox, Why: "production's copy, if there was one, is dropped"},
-		{Kinds: own, From: DoubtNoted, On: DoubtHandback, To: DoubtSettled, WhoMay: keeper, OnDisk: RowWithMailbox, Why: "what it left is taken away"},
-		{Kinds: own, From: DoubtIntended, On: DoubtHandback, To: DoubtSettled, WhoMay: keeper, OnDisk: RowWithMailbox, Why: "what it left is taken away"},
+		{Kinds: move, From: DoubtNoted, On: DoubtHandback, To: DoubtSettled, WhoMay: keeper, OnDisk: RowWithMailbox,
+			Why: "both sides are equal"},
+		{Kinds: move, From: DoubtBased, On: DoubtHandback, To: DoubtSettled, WhoMay: keeper, OnDisk: RowWithMailbox,
+			Why: "both sides are equal"},
+		{Kinds: repeated, From: DoubtNoted, On: DoubtHandback, To: DoubtSettled, WhoMay: keeper, OnDisk: RowWithMailbox,
+			Why: "production's copy, if there was one, is dropped"},
+		{Kinds: own, From: DoubtNoted, On: DoubtHandback, To: DoubtSettled, WhoMay: keeper, OnDisk: RowWithMailbox,
+			Why: "what it left is taken away"},
+		{Kinds: own, From: DoubtIntended, On: DoubtHandback, To: DoubtSettled, WhoMay: keeper, OnDisk: RowWithMailbox,
+			Why: "what it left is taken away"},
 	}
 }
 
@@ -143,7 +166,8 @@ func DoubtRules() []DoubtRule {
 func doubtQuiet() map[DoubtKind]map[DoubtState][]DoubtEvent {
 	all := DoubtEvents()
 	own := map[DoubtState][]DoubtEvent{
-		DoubtNew:      {DoubtArrive, DoubtAnswer, DoubtUnanswered, DoubtNowhere, DoubtTakeover, DoubtHandback, DoubtRestarted},
+		DoubtNew: {DoubtArrive, DoubtAnswer, DoubtUnanswered, DoubtNowhere, DoubtTakeover, DoubtHandback,
+			DoubtRestarted},
 		DoubtIntended: {DoubtIntend, DoubtArrive, DoubtUnanswered, DoubtNowhere},
 		DoubtNoted:    {DoubtIntend, DoubtArrive, DoubtAnswer, DoubtUnanswered, DoubtNowhere, DoubtRestarted},
 		DoubtSettled:  all, DoubtDropped: all,
@@ -157,8 +181,9 @@ func doubtQuiet() map[DoubtKind]map[DoubtState][]DoubtEvent {
 			DoubtIntended: underWay,
 			DoubtArrived:  append(slices.Clone(underWay), DoubtArrive),
 			DoubtNoted:    {DoubtIntend, DoubtArrive, DoubtAnswer, DoubtUnanswered, DoubtNowhere, DoubtRestarted},
-			DoubtBased:    {DoubtIntend, DoubtArrive, DoubtAnswer, DoubtUnanswered, DoubtNowhere, DoubtTakeover, DoubtRestarted},
-			DoubtSettled:  all, DoubtDropped: all,
+			DoubtBased: {DoubtIntend, DoubtArrive, DoubtAnswer, DoubtUnanswered, DoubtNowhere, DoubtTakeover,
+				DoubtRestarted},
+			DoubtSettled: all, DoubtDropped: all,
 		},
 		DoubtRepeated: {
 			DoubtNew:     {DoubtIntend, DoubtArrive, DoubtAnswer, DoubtTakeover, DoubtHandback, DoubtRestarted},

@@ -14,7 +14,8 @@ func TestEveryDoubtPairIsDecided(t *testing.T) {
 	for _, k := range DoubtKinds() {
 		for _, s := range DoubtStates(k) {
 			for _, e := range DoubtEvents() {
-				ruled := slices.ContainsFunc(DoubtRules(), func(r DoubtRule) bool { return r.From == s && r.On == e && slices.Contains(r.Kinds, k) })
+				ruled := slices.ContainsFunc(DoubtRules(),
+					func(r DoubtRule) bool { return r.From == s && r.On == e && slices.Contains(r.Kinds, k) })
 				if ruled == slices.Contains(quiet[k][s], e) {
 					t.Errorf("%s, %s / %s: ruled %v, quiet %v", k, s, e, ruled, !ruled)
 				}
@@ -38,7 +39,8 @@ func TestDoubtDiagram(t *testing.T) { sameAsCommitted(t, "doubt", DoubtDiagram()
 
 func someDoubts() []Doubt {
 	a, b := RefOf([]byte("a")), RefOf([]byte("b"))
-	return []Doubt{MoveDoubt("INBOX", "Filed", []uint32{1, 2}, 9), RepeatedDoubt("Sent", a, b), AppendDoubt(3, a), BehindDoubt(3, a, a, b), FlagDoubt(3, 7, `\Flagged`)}
+	return []Doubt{MoveDoubt("INBOX", "Filed", []uint32{1, 2}, 9), RepeatedDoubt("Sent", a, b), AppendDoubt(3, a),
+		BehindDoubt(3, a, a, b), FlagDoubt(3, 7, `\Flagged`)}
 }
 
 // Nobody makes a transition that the table does not let them make.
@@ -54,7 +56,8 @@ func TestOnlyWhoMayMovesDoubts(t *testing.T) {
 				if r.Cond != nil {
 					e.Refs = []Ref{{}}
 				}
-				if next, _, ok := d.Step(e); ok != slices.Contains(r.WhoMay, who) || !ok && !reflect.DeepEqual(next, d) {
+				if next, _, ok := d.Step(e); ok != slices.Contains(r.WhoMay, who) || !ok &&
+					!reflect.DeepEqual(next, d) {
 					t.Errorf("%s, %s / %s by %s: %v", d.Kind, r.From, r.On, who, ok)
 				}
 			}
@@ -73,11 +76,20 @@ func TestB5_LifeOfAMove(t *testing.T) {
 		want DoubtState
 		refs int
 	}{
-		{"answered", []DoubtHappened{{Event: DoubtIntend, By: ByCache}, {Event: DoubtArrive, By: ByCache}, {Event: DoubtAnswer, By: ByCache}}, DoubtSettled, 0},
-		{"lost", []DoubtHappened{{Event: DoubtIntend, By: ByCache}, {Event: DoubtRestarted, By: ByLoad}, {Event: DoubtTakeover, By: ByKeeper, Refs: []Ref{left}}}, DoubtBased, 1},
-		{"all had moved", []DoubtHappened{{Event: DoubtUnanswered, By: ByCache}, {Event: DoubtTakeover, By: ByKeeper}}, DoubtDropped, 0},
-		{"handed back", []DoubtHappened{{Event: DoubtUnanswered, By: ByCache}, {Event: DoubtTakeover, By: ByKeeper, Refs: []Ref{left}}, {Event: DoubtHandback, By: ByKeeper}}, DoubtSettled, 1},
-		{"of a mailbox that is gone", []DoubtHappened{{Event: DoubtIntend, By: ByCache}, {Event: DoubtNowhere, By: ByLoad}}, DoubtDropped, 0},
+		{"answered",
+			[]DoubtHappened{{Event: DoubtIntend, By: ByCache}, {Event: DoubtArrive, By: ByCache},
+				{Event: DoubtAnswer, By: ByCache}}, DoubtSettled, 0},
+		{"lost",
+			[]DoubtHappened{{Event: DoubtIntend, By: ByCache}, {Event: DoubtRestarted, By: ByLoad},
+				{Event: DoubtTakeover, By: ByKeeper, Refs: []Ref{left}}}, DoubtBased, 1},
+		{"all had moved", []DoubtHappened{{Event: DoubtUnanswered, By: ByCache}, {Event: DoubtTakeover, By: ByKeeper}},
+			DoubtDropped, 0},
+		{"handed back",
+			[]DoubtHappened{{Event: DoubtUnanswered, By: ByCache},
+				{Event: DoubtTakeover, By: ByKeeper, Refs: []Ref{left}}, {Event: DoubtHandback, By: ByKeeper}},
+			DoubtSettled, 1},
+		{"of a mailbox that is gone",
+			[]DoubtHappened{{Event: DoubtIntend, By: ByCache}, {Event: DoubtNowhere, By: ByLoad}}, DoubtDropped, 0},
 	} {
 		d := MoveDoubt("INBOX", "Filed", []uint32{1}, 9)
 		for _, e := range c.then {
@@ -107,7 +119,8 @@ func TestDoubtQuestions(t *testing.T) {
 			id   MailboxID
 			name string
 			of   []DoubtKind
-		}{{3, "Trash", []DoubtKind{DoubtAppend, DoubtBehind}}, {4, "Filed", []DoubtKind{DoubtMove}}, {4, "Sent", []DoubtKind{DoubtRepeated}}, {0, "", nil}} {
+		}{{3, "Trash", []DoubtKind{DoubtAppend, DoubtBehind}}, {4, "Filed", []DoubtKind{DoubtMove}},
+			{4, "Sent", []DoubtKind{DoubtRepeated}}, {0, "", nil}} {
 			if got, want := d.Into(in.id, in.name), slices.Contains(in.of, d.Kind); got != want {
 				t.Errorf("%s puts messages into %d %s: %v", d.Kind, in.id, in.name, got)
 			}
@@ -130,13 +143,20 @@ func TestDoubtOldRows(t *testing.T) {
 		k DoubtKind
 		s DoubtState
 	}{
-		`{"From":"INBOX","To":"Filed","UIDs":[1,2],"Dst":null,"Mark":7,"Refs":[` + ref + `]}`:            {DoubtMove, DoubtNoted},
-		`{"From":"INBOX","To":"Filed","UIDs":[1],"Dst":[5],"Mark":0,"Refs":null}`:                        {DoubtMove, DoubtNoted},
-		`{"From":"","To":"Sent","UIDs":null,"Dst":null,"Mark":0,"Refs":[` + ref + `]}`:                   {DoubtRepeated, DoubtNoted},
-		`{"From":"","To":"","UIDs":null,"Dst":null,"Mark":0,"Refs":[` + ref + `],"Box":3}`:               {DoubtAppend, DoubtIntended},
-		`{"From":"","To":"","UIDs":null,"Dst":null,"Mark":0,"Refs":[` + ref + `],"Box":3,"Moving":true}`: {DoubtBehind, DoubtIntended},
-		`{"From":"","To":"","UIDs":[9],"Dst":null,"Mark":0,"Refs":null,"Box":3,"Flag":"\\Flagged"}`:      {DoubtFlag, DoubtIntended},
-		`{"Kind":"move","State":"in base","From":"INBOX","To":"Filed","UIDs":[1],"Refs":[` + ref + `]}`:  {DoubtMove, DoubtBased},
+		`{"From":"INBOX","To":"Filed","UIDs":[1,2],"Dst":null,"Mark":7,"Refs":[` + ref +
+			`]}`: {DoubtMove, DoubtNoted},
+		`{"From":"INBOX","To":"Filed","UIDs":[1],"Dst":[5],"Mark":0,"Refs":null}`: {DoubtMove,
+			DoubtNoted},
+		`{"From":"","To":"Sent","UIDs":null,"Dst":null,"Mark":0,"Refs":[` + ref +
+			`]}`: {DoubtRepeated, DoubtNoted},
+		`{"From":"","To":"","UIDs":null,"Dst":null,"Mark":0,"Refs":[` + ref +
+			`],"Box":3}`: {DoubtAppend, DoubtIntended},
+		`{"From":"","To":"","UIDs":null,"Dst":null,"Mark":0,"Refs":[` + ref +
+			`],"Box":3,"Moving":true}`: {DoubtBehind, DoubtIntended},
+		`{"From":"","To":"","UIDs":[9],"Dst":null,"Mark":0,"Refs":null,"Box":3,"Flag":"\\Flagged"}`: {DoubtFlag,
+			DoubtIntended},
+		`{"Kind":"move","State":"in base","From":"INBOX","To":"Filed","UIDs":[1],"Refs":[` + ref +
+			`]}`: {DoubtMove, DoubtBased},
 	} {
 		var d, again Doubt
 		if err := json.Unmarshal([]byte(text), &d); err != nil || d.Kind != want.k || d.State != want.s {
@@ -150,7 +170,8 @@ func TestDoubtOldRows(t *testing.T) {
 			t.Errorf("%s: written as %s, %v", text, b, err)
 		}
 	}
-	for _, bad := range []string{`{"Kind":"flag","State":"intended","Box":3}`, `{"Kind":"repeated","State":"arrived","To":"x"}`, `{"Kind":"of a later version","State":"noted"}`} {
+	for _, bad := range []string{`{"Kind":"flag","State":"intended","Box":3}`,
+		`{"Kind":"repeated","State":"arrived","To":"x"}`, `{"Kind":"of a later version","State":"noted"}`} {
 		if err := json.Unmarshal([]byte(bad), new(Doubt)); err == nil {
 			t.Errorf("%s is read", bad)
 		}

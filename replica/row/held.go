@@ -28,7 +28,8 @@ const (
 
 // HeldStates lists all states.
 func HeldStates() []HeldState {
-	return []HeldState{HeldNew, HeldArriving, HeldAccepted, HeldOwed, HeldOurs, HeldGiving, HeldLanded, HeldDelivered, HeldDropped}
+	return []HeldState{HeldNew, HeldArriving, HeldAccepted, HeldOwed, HeldOurs, HeldGiving, HeldLanded, HeldDelivered,
+		HeldDropped}
 }
 
 // Ended reports whether there is nothing left to hold, and no row.
@@ -57,7 +58,8 @@ const (
 
 // HeldEvents lists all events.
 func HeldEvents() []HeldEvent {
-	return []HeldEvent{HeldArrives, HeldTaken, HeldConfirmed, HeldRefused, HeldUnanswered, HeldSeen, HeldFound, HeldDelivers, HeldGives, HeldGiven, HeldNotGiven,
+	return []HeldEvent{HeldArrives, HeldTaken, HeldConfirmed, HeldRefused, HeldUnanswered, HeldSeen, HeldFound,
+		HeldDelivers, HeldGives, HeldGiven, HeldNotGiven,
 		HeldGivingLost, HeldExpires, HeldRestarted}
 }
 
@@ -126,41 +128,64 @@ func HeldRules() []HeldRule {
 	cache, sight := []Who{ByCache}, []Who{ByMirror, ByCopyBack}
 	standby, keeper := []Who{ByStandby}, []Who{ByKeeper}
 	rules := []HeldRule{
-		{From: HeldNew, On: HeldArrives, To: HeldArriving, WhoMay: cache, OnDisk: RowFirst, Why: "held beside production's work on it; its 250 waits for that"},
-		{From: HeldNew, On: HeldTaken, To: HeldOurs, WhoMay: standby, OnDisk: RowFirst, Why: "accepted by the standby; its 250 waits for the row"},
+		{From: HeldNew, On: HeldArrives, To: HeldArriving, WhoMay: cache, OnDisk: RowFirst,
+			Why: "held beside production's work on it; its 250 waits for that"},
+		{From: HeldNew, On: HeldTaken, To: HeldOurs, WhoMay: standby, OnDisk: RowFirst,
+			Why: "accepted by the standby; its 250 waits for the row"},
 
-		{From: HeldArriving, On: HeldConfirmed, To: HeldAccepted, WhoMay: cache, OnDisk: NoWrite, Why: "production has it"},
-		{From: HeldArriving, On: HeldRefused, To: HeldDropped, WhoMay: cache, OnDisk: RowFirst, Why: "nobody was told 250"},
-		{From: HeldArriving, On: HeldUnanswered, To: HeldOwed, WhoMay: cache, OnDisk: RowFirst, Why: "production was lost before it answered"},
-		{From: HeldArriving, On: HeldExpires, To: HeldDropped, WhoMay: keeper, OnDisk: RowFirst, Why: "production never answered"},
-		{From: HeldArriving, On: HeldRestarted, To: HeldAccepted, WhoMay: []Who{ByLoad}, OnDisk: NoWrite, Why: "its sender may have been told 250; a double is better than a loss"},
+		{From: HeldArriving, On: HeldConfirmed, To: HeldAccepted, WhoMay: cache, OnDisk: NoWrite,
+			Why: "production has it"},
+		{From: HeldArriving, On: HeldRefused, To: HeldDropped, WhoMay: cache, OnDisk: RowFirst,
+			Why: "nobody was told 250"},
+		{From: HeldArriving, On: HeldUnanswered, To: HeldOwed, WhoMay: cache, OnDisk: RowFirst,
+			Why: "production was lost before it answered"},
+		{From: HeldArriving, On: HeldExpires, To: HeldDropped, WhoMay: keeper, OnDisk: RowFirst,
+			Why: "production never answered"},
+		{From: HeldArriving, On: HeldRestarted, To: HeldAccepted, WhoMay: []Who{ByLoad}, OnDisk: NoWrite,
+			Why: "its sender may have been told 250; a double is better than a loss"},
 
-		{From: HeldAccepted, On: HeldUnanswered, To: HeldOwed, WhoMay: cache, OnDisk: RowFirst, Why: "its sender came again, and nobody knows what production answered before a restart"},
-		{From: HeldAccepted, On: HeldExpires, To: HeldDropped, WhoMay: keeper, OnDisk: RowFirst, Why: "production filtered it, or sent it on"},
+		{From: HeldAccepted, On: HeldUnanswered, To: HeldOwed, WhoMay: cache, OnDisk: RowFirst,
+			Why: "its sender came again, and nobody knows what production answered before a restart"},
+		{From: HeldAccepted, On: HeldExpires, To: HeldDropped, WhoMay: keeper, OnDisk: RowFirst,
+			Why: "production filtered it, or sent it on"},
 
-		{From: HeldOwed, On: HeldGives, To: HeldGiving, WhoMay: standby, OnDisk: RowFirst, Why: "production has not delivered it by itself for long enough"},
-		{From: HeldOurs, On: HeldGives, To: HeldGiving, WhoMay: standby, OnDisk: RowFirst, Why: "its accounts are with production"},
-		{From: HeldGiving, On: HeldGives, To: HeldGiving, WhoMay: standby, OnDisk: RowFirst, Why: "production did not answer, and has not delivered it since"},
-		{From: HeldGiving, On: HeldGiven, To: HeldAccepted, WhoMay: standby, OnDisk: RowFirst, Why: "production has it"},
-		{From: HeldGiving, On: HeldNotGiven, If: "it was ours", Cond: wasOurs, To: HeldOurs, WhoMay: standby, OnDisk: RowFirst, Why: "production surely has not got it"},
-		{From: HeldGiving, On: HeldNotGiven, To: HeldOwed, WhoMay: standby, OnDisk: RowFirst, Why: "production surely has not got it this time"},
-		{From: HeldGiving, On: HeldGivingLost, To: HeldOwed, WhoMay: standby, OnDisk: RowFirst, Why: "production may have it"},
-		{From: HeldGiving, On: HeldRestarted, To: HeldOwed, WhoMay: []Who{ByLoad}, OnDisk: NoWrite, Why: "production may have it"},
+		{From: HeldOwed, On: HeldGives, To: HeldGiving, WhoMay: standby, OnDisk: RowFirst,
+			Why: "production has not delivered it by itself for long enough"},
+		{From: HeldOurs, On: HeldGives, To: HeldGiving, WhoMay: standby, OnDisk: RowFirst,
+			Why: "its accounts are with production"},
+		{From: HeldGiving, On: HeldGives, To: HeldGiving, WhoMay: standby, OnDisk: RowFirst,
+			Why: "production did not answer, and has not delivered it since"},
+		{From: HeldGiving, On: HeldGiven, To: HeldAccepted, WhoMay: standby, OnDisk: RowFirst,
+			Why: "production has it"},
+		{From: HeldGiving, On: HeldNotGiven, If: "it was ours", Cond: wasOurs, To: HeldOurs, WhoMay: standby,
+			OnDisk: RowFirst, Why: "production surely has not got it"},
+		{From: HeldGiving, On: HeldNotGiven, To: HeldOwed, WhoMay: standby, OnDisk: RowFirst,
+			Why: "production surely has not got it this time"},
+		{From: HeldGiving, On: HeldGivingLost, To: HeldOwed, WhoMay: standby, OnDisk: RowFirst,
+			Why: "production may have it"},
+		{From: HeldGiving, On: HeldRestarted, To: HeldOwed, WhoMay: []Who{ByLoad}, OnDisk: NoWrite,
+			Why: "production may have it"},
 	}
 	for _, s := range []HeldState{HeldArriving, HeldAccepted, HeldOwed, HeldOurs, HeldGiving} {
 		rules = append(rules,
-			HeldRule{From: s, On: HeldSeen, If: moreRecipients, Cond: recipientsLeft, To: s, WhoMay: sight, OnDisk: RowWithMailbox, Why: "one recipient has it"},
-			HeldRule{From: s, On: HeldSeen, To: HeldLanded, WhoMay: sight, OnDisk: RowWithMailbox, Why: "all recipients have it"})
+			HeldRule{From: s, On: HeldSeen, If: moreRecipients, Cond: recipientsLeft, To: s, WhoMay: sight,
+				OnDisk: RowWithMailbox, Why: "one recipient has it"},
+			HeldRule{From: s, On: HeldSeen, To: HeldLanded, WhoMay: sight, OnDisk: RowWithMailbox,
+				Why: "all recipients have it"})
 		if s == HeldArriving {
 			continue
 		}
 		if s != HeldOurs {
-			rules = append(rules, HeldRule{From: s, On: HeldFound, To: HeldLanded, WhoMay: cache, OnDisk: RowFirst, Why: "the mirror read it before it was held"})
+			rules = append(rules,
+				HeldRule{From: s, On: HeldFound, To: HeldLanded, WhoMay: cache, OnDisk: RowFirst,
+					Why: "the mirror read it before it was held"})
 		}
 		twin := s != HeldOurs
 		rules = append(rules,
-			HeldRule{From: s, On: HeldDelivers, If: moreRecipients, Cond: recipientsLeft, To: s, WhoMay: standby, OnDisk: RowWithMailbox, Twin: twin, Why: "one recipient has it from the standby"},
-			HeldRule{From: s, On: HeldDelivers, To: HeldDelivered, WhoMay: standby, OnDisk: RowWithMailbox, Twin: twin, Why: "the last recipient has it from the standby"})
+			HeldRule{From: s, On: HeldDelivers, If: moreRecipients, Cond: recipientsLeft, To: s, WhoMay: standby,
+				OnDisk: RowWithMailbox, Twin: twin, Why: "one recipient has it from the standby"},
+			HeldRule{From: s, On: HeldDelivers, To: HeldDelivered, WhoMay: standby, OnDisk: RowWithMailbox, Twin: twin,
+				Why: "the last recipient has it from the standby"})
 	}
 	return rules
 }
@@ -169,12 +194,17 @@ func HeldRules() []HeldRule {
 func heldQuiet() map[HeldState][]HeldEvent {
 	// What ends a session or a giving may come after the message was seen.
 	return map[HeldState][]HeldEvent{
-		HeldNew: {HeldConfirmed, HeldRefused, HeldUnanswered, HeldSeen, HeldFound, HeldDelivers, HeldGives, HeldGiven, HeldNotGiven, HeldGivingLost, HeldExpires, HeldRestarted},
+		HeldNew: {HeldConfirmed, HeldRefused, HeldUnanswered, HeldSeen, HeldFound, HeldDelivers, HeldGives, HeldGiven,
+			HeldNotGiven, HeldGivingLost, HeldExpires, HeldRestarted},
 		// Nobody was told 250: its sender will come again, so the standby leaves it.
-		HeldArriving:  {HeldArrives, HeldTaken, HeldFound, HeldDelivers, HeldGives, HeldGiven, HeldNotGiven, HeldGivingLost},
-		HeldAccepted:  {HeldArrives, HeldTaken, HeldConfirmed, HeldRefused, HeldGives, HeldGiven, HeldNotGiven, HeldGivingLost, HeldRestarted},
-		HeldOwed:      {HeldArrives, HeldTaken, HeldConfirmed, HeldRefused, HeldUnanswered, HeldGiven, HeldNotGiven, HeldGivingLost, HeldExpires, HeldRestarted},
-		HeldOurs:      {HeldArrives, HeldTaken, HeldConfirmed, HeldRefused, HeldUnanswered, HeldFound, HeldGiven, HeldNotGiven, HeldGivingLost, HeldExpires, HeldRestarted},
+		HeldArriving: {HeldArrives, HeldTaken, HeldFound, HeldDelivers, HeldGives, HeldGiven, HeldNotGiven,
+			HeldGivingLost},
+		HeldAccepted: {HeldArrives, HeldTaken, HeldConfirmed, HeldRefused, HeldGives, HeldGiven, HeldNotGiven,
+			HeldGivingLost, HeldRestarted},
+		HeldOwed: {HeldArrives, HeldTaken, HeldConfirmed, HeldRefused, HeldUnanswered, HeldGiven, HeldNotGiven,
+			HeldGivingLost, HeldExpires, HeldRestarted},
+		HeldOurs: {HeldArrives, HeldTaken, HeldConfirmed, HeldRefused, HeldUnanswered, HeldFound, HeldGiven,
+			HeldNotGiven, HeldGivingLost, HeldExpires, HeldRestarted},
 		HeldGiving:    {HeldArrives, HeldTaken, HeldConfirmed, HeldRefused, HeldUnanswered, HeldExpires},
 		HeldLanded:    HeldEvents(),
 		HeldDelivered: HeldEvents(),

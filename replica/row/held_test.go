@@ -74,7 +74,8 @@ func TestN18_GivingAndBack(t *testing.T) {
 		{"owed, not given", HeldOwed, []HeldEvent{HeldGives, HeldNotGiven}, HeldOwed, came},
 		{"given", HeldOurs, []HeldEvent{HeldGives, HeldGiven}, HeldAccepted, given},
 		{"no answer", HeldOurs, []HeldEvent{HeldGives, HeldGivingLost}, HeldOwed, given},
-		{"no answer, then not given", HeldOurs, []HeldEvent{HeldGives, HeldGivingLost, HeldGives, HeldNotGiven}, HeldOwed, given},
+		{"no answer, then not given", HeldOurs, []HeldEvent{HeldGives, HeldGivingLost, HeldGives, HeldNotGiven},
+			HeldOwed, given},
 		{"nothing noted, then not given", HeldOurs, []HeldEvent{HeldGives, HeldGives, HeldNotGiven}, HeldOwed, given},
 		{"restarted", HeldOurs, []HeldEvent{HeldGives, HeldRestarted}, HeldOwed, given},
 	} {
@@ -105,7 +106,8 @@ func TestHeldIsNotLost(t *testing.T) {
 		told, may, got := false, false, 0
 		var trail []HeldEvent
 		for range 12 {
-			e := HeldHappened{Event: HeldEvents()[rng.IntN(len(HeldEvents()))], By: everybody[rng.IntN(len(everybody))], At: time.Unix(5, 0)}
+			e := HeldHappened{Event: HeldEvents()[rng.IntN(len(HeldEvents()))], By: everybody[rng.IntN(len(everybody))],
+				At: time.Unix(5, 0)}
 			if e.Event == HeldRefused && told {
 				continue // a sender is answered once
 			}
@@ -124,7 +126,8 @@ func TestHeldIsNotLost(t *testing.T) {
 			if e.Event == HeldNotGiven && next.State == HeldOurs {
 				may = false
 			}
-			told = told || e.Event == HeldTaken || e.Event == HeldConfirmed || e.Event == HeldUnanswered || e.Event == HeldRestarted
+			told = told || e.Event == HeldTaken || e.Event == HeldConfirmed || e.Event == HeldUnanswered ||
+				e.Event == HeldRestarted
 			got += len(h.Rcpts) - len(next.Rcpts)
 			if r.Twin && !may {
 				t.Fatalf("seed %d %v: a twin of what production never got", seed, trail)
@@ -147,7 +150,8 @@ func TestHeldIsNotLost(t *testing.T) {
 func TestHeldOldRows(t *testing.T) {
 	ref := RefOf([]byte("x"))
 	sum, _ := json.Marshal(ref)
-	common := `"ID":7,"From":"x@y","Rcpts":["a@d.test"],"Params":null,"Ref":` + string(sum) + `,"Arrived":"2026-01-02T03:04:05Z","Key":"4","Seen":["bob"]`
+	common := `"ID":7,"From":"x@y","Rcpts":["a@d.test"],"Params":null,"Ref":` + string(sum) +
+		`,"Arrived":"2026-01-02T03:04:05Z","Key":"4","Seen":["bob"]`
 	for text, want := range map[string]HeldState{
 		`{` + common + `,"Standby":false,"Owed":false}`: HeldAccepted,
 		`{` + common + `,"Standby":true,"Owed":false}`:  HeldOurs,
@@ -156,8 +160,10 @@ func TestHeldOldRows(t *testing.T) {
 		`{` + common + `,"State":"giving"}`:             HeldGiving,
 	} {
 		var h Held
-		if err := json.Unmarshal([]byte(text), &h); err != nil || h.State != want || h.ID != 7 || h.From != "x@y" || !slices.Equal(h.Rcpts, []string{"a@d.test"}) ||
-			h.Ref != ref || h.Key != "4" || !slices.Equal(h.Seen, []string{"bob"}) || !h.Arrived.Equal(time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)) {
+		if err := json.Unmarshal([]byte(text), &h); err != nil || h.State != want || h.ID != 7 || h.From != "x@y" ||
+			!slices.Equal(h.Rcpts, []string{"a@d.test"}) ||
+			h.Ref != ref || h.Key != "4" || !slices.Equal(h.Seen, []string{"bob"}) ||
+			!h.Arrived.Equal(time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)) {
 			t.Errorf("%s: %+v, %v", text, h, err)
 		}
 		b, err := json.Marshal(h)
@@ -204,10 +210,13 @@ func TestHeldQuestions(t *testing.T) {
 			got, want bool
 		}{
 			{"may be delivered", h.MayDeliver(), c.may}, {"production may have it", h.ProductionMayHaveIt(), c.has},
-			{"to be delivered at once", h.DeliverNow(at.Add(time.Minute), time.Minute), c.now}, {"later", h.DeliverNow(at.Add(time.Minute+1), time.Minute), c.late},
-			{"to be given at once", h.MayGive(at.Add(-1)), c.give}, {"later", h.MayGive(at), c.giveOld}, {"owed for long", h.OwedSince(at), c.old},
+			{"to be delivered at once", h.DeliverNow(at.Add(time.Minute), time.Minute), c.now},
+			{"later", h.DeliverNow(at.Add(time.Minute+1), time.Minute), c.late},
+			{"to be given at once", h.MayGive(at.Add(-1)), c.give}, {"later", h.MayGive(at), c.giveOld},
+			{"owed for long", h.OwedSince(at), c.old},
 			{"expires", ok(h.ExpiresAt(time.Hour)).Equal(at.Add(time.Hour)), c.days},
-			{"is given some time", !ok(h.GiveAt(time.Hour)).Equal(never), c.giveOld}, {"after a while", ok(h.GiveAt(time.Hour)).Equal(at.Add(time.Hour)), c.old},
+			{"is given some time", !ok(h.GiveAt(time.Hour)).Equal(never), c.giveOld},
+			{"after a while", ok(h.GiveAt(time.Hour)).Equal(at.Add(time.Hour)), c.old},
 		} {
 			if q.got != q.want {
 				t.Errorf("%s, %s: %v", c.s, q.name, q.got)

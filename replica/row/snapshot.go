@@ -15,7 +15,8 @@ type Snapshot struct {
 
 // Find returns the message with a UID, or nil.
 func (s *Snapshot) Find(uid uint32) *Message {
-	if i := sort.Search(len(s.UIDs), func(i int) bool { return s.UIDs[i] >= uid }); i < len(s.UIDs) && s.UIDs[i] == uid {
+	if i := sort.Search(len(s.UIDs), func(i int) bool { return s.UIDs[i] >= uid }); i < len(s.UIDs) &&
+		s.UIDs[i] == uid {
 		return s.Rows[i]
 	}
 	return nil

@@ -16,7 +16,8 @@ func TestTasks(t *testing.T) {
 	}
 	defer func() { _ = rows.Close() }()
 	tasks, ctx := New(rows), t.Context()
-	for _, list := range [][]row.Task{{{Job: "a", Seq: 0}, {Job: "a", Seq: 1}, {Job: "a", Seq: 2}}, {{Job: "a", Seq: 0}, {Job: "a", Seq: 1}}} {
+	for _, list := range [][]row.Task{{{Job: "a", Seq: 0}, {Job: "a", Seq: 1}, {Job: "a", Seq: 2}},
+		{{Job: "a", Seq: 0}, {Job: "a", Seq: 1}}} {
 		if err := tasks.PlanTasks(ctx, "a", list); err != nil {
 			t.Fatal(err)
 		}

@@ -43,6 +43,12 @@ func (t Turn) Do(f func()) {
 // Leave ends it.
 func (t Turn) Leave() { <-t }
 
+// Lock waits for it, however long that takes; with Unlock it is a sync.Locker.
+func (t Turn) Lock() { t <- struct{}{} }
+
+// Unlock ends it.
+func (t Turn) Unlock() { <-t }
+
 // Set is a turn for each key. The zero value is one that nobody has.
 type Set[K comparable] struct {
 	mu sync.Mutex

@@ -40,13 +40,10 @@ type doubles struct {
 // find goes from strong to weak evidence: what copy-back itself had put there is
 // no delivery of production's; what production moved keeps its flags.
 func (d *doubles) find() {
-	d.doubts(row.DoubtAppend)
+	d.doubts(func(x row.Doubt) bool { return x.Kind == row.DoubtAppend || x.Kind == row.DoubtBehind })
 	d.delivered()
 	d.moves()
-	// What is there twice by our own doing, before one of it is another's.
-	d.doubts(row.DoubtBehind)
-	d.doubts(row.DoubtMove)
-	d.doubts(row.DoubtRepeated)
+	d.doubts(func(x row.Doubt) bool { return x.Kind == row.DoubtMove || x.Kind == row.DoubtRepeated })
 }
 
 // drop makes a late message one that is removed.
@@ -123,19 +120,15 @@ func (d *doubles) moves() {
 // have done with that since counts: it is still there, or elsewhere, or deleted.
 // So production's are dropped, and what copy-back was putting there when it was
 // cut off, and what it was moving and has there twice.
-func (d *doubles) doubts(kind row.DoubtKind) {
+func (d *doubles) doubts(of func(row.Doubt) bool) {
 	for _, x := range d.account.Doubts {
 		for _, m := range d.boxes {
-			if x.Kind != kind || !x.Into(m.out.ID, m.out.Name) {
+			if !of(x) || !x.Into(m.out.ID, m.out.Name) {
 				continue
 			}
 			for _, ref := range x.Refs {
-				like, moved := m.lateLike(ref)
-				if kind != row.DoubtBehind {
-					moved = 0 // those are what the MOVE did
-				}
-				if len(like) > 0 && len(like)+moved > x.Copies(ref) {
-					m.drop(like[0], whyDoubt(kind), 0)
+				if like := m.lateLike(ref); len(like) > x.Copies(ref) {
+					m.drop(like[0], whyDoubt(x.Kind), 0)
 				}
 			}
 		}
@@ -152,17 +145,12 @@ func whyDoubt(k row.DoubtKind) Why {
 	return Unanswered
 }
 
-// lateLike returns the late messages with a content, lowest UID first, and how many
-// more were moved here.
-func (m *merging) lateLike(ref row.Ref) (uids []uint32, moved int) {
+// lateLike returns the late messages with a content, lowest UID first.
+func (m *merging) lateLike(ref row.Ref) (uids []uint32) {
 	for _, it := range m.out.Late {
-		switch {
-		case !slices.Contains(m.in.Found[it.UID].Refs, ref):
-		case it.Why == Late:
+		if it.Why == Late && slices.Contains(m.in.Found[it.UID].Refs, ref) {
 			uids = append(uids, it.UID)
-		default:
-			moved++
 		}
 	}
-	return uids, moved
+	return uids
 }

@@ -43,7 +43,7 @@ func Merge(a Account) Plan {
 
 func begin(in Mailbox, a Account) *merging {
 	m := &merging{in: in, base: in.BaseRows(), same: pair(in.Found),
-		out: Box{ID: in.Standby.ID, Name: in.Standby.Name, Anew: in.BeginsAnew(), final: a.Final}}
+		out: Box{ID: in.Standby.ID, Name: in.Standby.Name, Anew: in.BeginsAnew(), Numbers: Numbers{final: a.Final}}}
 	m.clean(a.Left)
 	room := uint32(roomBetween)
 	if a.Level {

@@ -10,385 +10,410 @@ import (
 	"understudy/replica/row"
 )
 
-// outage is a model of an account with two mailboxes: production and standby as sets
-// of messages, the base, and what is doubted. Contents are numbers; each is one
-// message of the world.
-type outage struct {
-	rng       *rand.Rand
-	base      [2]map[uint32]*row.Message
-	standby   [2]map[uint32]*row.Message
-	prod      [2]map[uint32]*row.Message
-	prodNext  [2]uint32
-	next      [2]uint32 // of the standby
-	doubts    []row.Doubt
-	twins     map[uint64]row.Ref
-	contents  int
-	deleted   map[row.Ref]bool // by a client
-	own       map[row.Ref]bool // production got it by itself
-	survivors map[row.Ref]bool // clients were told of it
-	cut       int              // steps until the next end
+// side is a mailbox on production in the model: it gives the next UID, and forgets
+// what is expunged.
+type side struct {
+	next uint32
+	msgs map[uint32]*row.Message
 }
 
-var boxNames = [2]string{"INBOX", "Work"}
-
-func newOutage(seed uint64) *outage {
-	s := &outage{rng: rand.New(rand.NewPCG(seed, 7)), twins: map[uint64]row.Ref{}, deleted: map[row.Ref]bool{},
-		own: map[row.Ref]bool{}, survivors: map[row.Ref]bool{}}
-	for i := range 2 {
-		s.base[i], s.standby[i], s.prod[i] = map[uint32]*row.Message{}, map[uint32]*row.Message{}, map[uint32]*row.Message{}
-		s.prodNext[i], s.next[i] = 20, 100
-		for uid := uint32(1); uid < 8; uid++ {
-			m := s.message(uid)
-			s.base[i][uid], s.standby[i][uid], s.prod[i][uid] = m, m, m
-			s.survivors[m.Ref] = true
-		}
-	}
-	return s
+func (s *side) add(ref row.Ref, flags []string) uint32 {
+	s.next++
+	s.msgs[s.next-1] = &row.Message{UID: s.next - 1, Ref: ref, Flags: flags}
+	return s.next - 1
 }
 
-func (s *outage) message(uid uint32) *row.Message {
-	s.contents++
-	return &row.Message{UID: uid, Ref: row.RefOf(fmt.Append(nil, s.contents)), Flags: []string{}}
+// model is an account on both sides, with the base between them.
+type model struct {
+	prod    map[row.MailboxID]*side
+	box     map[row.MailboxID]*row.Mailbox
+	rows    map[row.MailboxID]map[uint32]*row.Message
+	base    map[row.MailboxID]row.Mailbox
+	changed map[row.MailboxID]map[uint32]*row.Message
+	doubts  map[int]row.Doubt
+	key     int
+	twins   map[uint64]row.Ref // by what production makes of them
+	steps   int                // until it is cut off
+	final   bool
 }
 
-func with(m *row.Message, f func(*row.Message)) *row.Message {
-	c := *m
-	f(&c)
-	return &c
-}
+type cut struct{}
 
-func (s *outage) some(set map[uint32]*row.Message) *row.Message {
-	uids := slices.Sorted(maps.Keys(set))
-	if len(uids) == 0 {
-		return nil
-	}
-	return set[uids[s.rng.IntN(len(uids))]]
-}
-
-// arrives has production get a message by itself.
-func (s *outage) arrives(i int, m *row.Message) {
-	c := with(m, func(c *row.Message) { c.UID, c.Fresh = s.prodNext[i], false })
-	s.prod[i][c.UID] = c
-	s.prodNext[i]++
-}
-
-// appends has the standby get a message.
-func (s *outage) appends(i int, m *row.Message) {
-	c := with(m, func(c *row.Message) { c.UID, c.Fresh = s.next[i], true })
-	s.standby[i][c.UID] = c
-	s.next[i]++
-	s.survivors[c.Ref] = true
-}
-
-// happen is one thing in the outage.
-func (s *outage) happen() {
-	i := s.rng.IntN(2)
-	switch s.rng.IntN(9) {
-	case 0:
-		s.appends(i, s.message(0))
-	case 1:
-		s.remove()
-	case 2: // a client moves
-		if m := s.some(s.standby[i]); m != nil {
-			delete(s.standby[i], m.UID)
-			s.appends(1-i, m)
-		}
-	case 3: // a client sets a flag
-		if m := s.some(s.standby[i]); m != nil {
-			s.standby[i][m.UID] = with(m, func(c *row.Message) { c.Flags = row.Add.Apply(c.Flags, []string{`\Flagged`}) })
-		}
-	case 4: // production's own
-		m := s.message(0)
-		s.arrives(i, m)
-		s.own[m.Ref] = true
-	case 5: // accepted by production, delivered by both
-		m := s.message(0)
-		s.appends(i, m)
-		s.twins[uint64(len(s.twins)+1)] = m.Ref
-		s.arrives(i, m)
-	case 6: // an APPEND that production did not answer and had done
-		m := s.message(0)
-		s.doubts = append(s.doubts, row.RepeatedDoubt(boxNames[i], m.Ref))
-		s.appends(i, m)
-		s.arrives(i, m)
-	case 8: // production loses one, by itself
-		if m := s.some(s.base[i]); m != nil {
-			delete(s.prod[i], m.UID)
-		}
-	case 7: // a MOVE that production did not answer and had done
-		m := s.some(s.prod[i])
-		if m == nil || s.base[i][m.UID] == nil || s.standby[i][m.UID] == nil {
-			return
-		}
-		s.doubts = append(s.doubts, row.Doubt{Kind: row.DoubtMove, State: row.DoubtBased, From: boxNames[i],
-			To: boxNames[1-i], UIDs: []uint32{m.UID}, Refs: []row.Ref{m.Ref}})
-		delete(s.prod[i], m.UID)
-		s.arrives(1-i, m)
+// did ends one change of either side; after the last one comes nothing more.
+func (m *model) did() {
+	if m.steps--; m.steps == 0 {
+		panic(cut{})
 	}
 }
 
-// remove has a client delete a message.
-func (s *outage) remove() {
-	i := s.rng.IntN(2)
-	if m := s.some(s.standby[i]); m != nil {
-		delete(s.standby[i], m.UID)
-		s.deleted[m.Ref] = true
-	}
-}
+func boxes() []row.MailboxID { return []row.MailboxID{1, 2} }
 
-// gather is what copy-back knows.
-func (s *outage) gather() Account {
-	a := Account{Final: true, Doubts: slices.Clone(s.doubts)}
-	for i := range 2 {
-		var list []*row.Message
-		for _, uid := range slices.Sorted(maps.Keys(s.standby[i])) {
-			list = append(list, s.standby[i][uid])
+func (m *model) gather() Account {
+	a := Account{Final: m.final, Doubts: slices.Collect(maps.Values(m.doubts))}
+	for _, id := range boxes() {
+		base := m.base[id]
+		var rows []*row.Message
+		for _, u := range slices.Sorted(maps.Keys(m.rows[id])) {
+			c := *m.rows[id][u]
+			rows = append(rows, &c)
 		}
-		box := mailbox(row.MailboxID(i+1), boxNames[i], list...)
-		box.Standby.UIDNext, box.UIDNext, box.Base.UIDNext = s.next[i], s.prodNext[i], 1
-		for uid, m := range s.base[i] {
-			if x := s.standby[i][uid]; x == nil || x != m {
-				box.Changed[uid] = m
+		in := Mailbox{Standby: snapshot(id, m.box[id].Name, rows), Base: &base, Changed: maps.Clone(m.changed[id]),
+			Counters: Counters{UIDValidity: 7, UIDNext: m.prod[id].next}, Found: map[uint32]Found{}}
+		in.Standby.Mailbox = *m.box[id]
+		known := in.BaseRows()
+		for _, u := range slices.Sorted(maps.Keys(m.prod[id].msgs)) {
+			p := m.prod[id].msgs[u]
+			in.Production = append(in.Production, Remote{u, p.Flags})
+			if known[u] == nil {
+				in.Found[u] = m.tell(in, p)
 			}
 		}
-		known := box.BaseRows()
-		for _, uid := range slices.Sorted(maps.Keys(s.prod[i])) {
-			m := s.prod[i][uid]
-			box.Production = append(box.Production, Remote{uid, m.Flags})
-			if known[uid] == nil {
-				box.Found[uid] = s.found(box, m)
-			}
-		}
-		a.Boxes = append(a.Boxes, box)
+		a.Boxes = append(a.Boxes, in)
 	}
 	return a
 }
 
-func (s *outage) found(box Mailbox, m *row.Message) Found {
-	f := Found{Ref: m.Ref, Refs: []row.Ref{m.Ref}}
-	for _, x := range box.MayBe() {
-		if x.Ref == m.Ref {
-			f.Like = append(f.Like, Like{UID: x.UID, Equal: true})
+func (m *model) tell(in Mailbox, p *row.Message) Found {
+	f := Found{Ref: p.Ref, Filler: p.Ref == row.Ref{}}
+	for _, s := range in.MayBe() {
+		if s.Ref == p.Ref {
+			f.Like = append(f.Like, Like{s.UID, true})
+		} else if s.Tail > 0 && ref(byte(s.Tail)) == p.Ref {
+			f.Like = append(f.Like, Like{s.UID, false})
 		}
 	}
-	for id, ref := range s.twins {
-		if ref == m.Ref {
+	for _, id := range slices.Sorted(maps.Keys(m.twins)) {
+		if m.twins[id] == p.Ref {
 			f.Twins = append(f.Twins, id)
 		}
 	}
-	slices.Sort(f.Twins)
+	for _, d := range m.doubts {
+		if d.Into(in.Standby.ID, in.Standby.Name) && slices.Contains(d.Refs, p.Ref) {
+			f.Refs = append(f.Refs, p.Ref)
+		}
+	}
 	return f
 }
 
-// ends reports whether copy-back is cut off here.
-func (s *outage) ends() bool {
-	s.cut--
-	return s.cut == 0
+func (m *model) begin(d row.Doubt) int {
+	m.key++
+	m.doubts[m.key] = d
+	m.did()
+	return m.key
 }
 
-// execute does a plan as package copyback does; false if it was cut off.
-func (s *outage) execute(p Plan) bool {
-	for i, b := range p.Boxes {
-		do := map[Kind]func(int, Box) bool{SetFlags: s.flag, RemoveAll: s.expunge, AdoptAll: s.adopt, ShiftAll: s.shift,
-			AppendAll: s.copy, RestoreAll: s.restore, TakeLate: s.late}
-		for _, k := range b.Order() {
-			if f := do[k]; f != nil && !f(i, b) {
-				return false
+func (m *model) expunge(id row.MailboxID, uids ...uint32) {
+	for _, u := range uids {
+		delete(m.prod[id].msgs, u)
+		m.did()
+	}
+}
+
+func (m *model) burnTo(id row.MailboxID, next uint32) {
+	var uids []uint32
+	for m.prod[id].next < next {
+		uids = append(uids, m.prod[id].add(row.Ref{}, nil))
+		m.did()
+	}
+	m.expunge(id, uids...)
+}
+
+// put appends messages and notes them, as copy-back does.
+func (m *model) put(id row.MailboxID, items []Item, own bool) {
+	for _, it := range items {
+		key := m.begin(row.AppendDoubt(id, it.Ref))
+		if own {
+			m.burnTo(id, it.UID)
+		}
+		u := m.prod[id].add(it.Ref, it.Flags)
+		m.did()
+		r := m.rows[id][it.UID]
+		delete(m.rows[id], it.UID)
+		delete(m.changed[id], it.UID)
+		c := *r
+		c.UID, c.Fresh = u, false
+		m.rows[id][u] = &c
+		delete(m.doubts, key)
+		m.did()
+	}
+}
+
+func (m *model) execute(b Box) {
+	id, p := b.ID, m.prod[b.ID]
+	for _, k := range b.Order() {
+		switch k {
+		case LeaveRoom:
+			m.box[id].Gap = b.Room
+		case SetFlags:
+			for _, it := range b.Flags {
+				p.msgs[it.UID].Flags = it.Flags
+				m.did()
+			}
+			for _, it := range slices.Concat(b.Flags, b.Local) {
+				m.rows[id][it.UID].Flags = it.Flags
+				delete(m.changed[id], it.UID)
+			}
+			m.did()
+		case RemoveAll:
+			for _, it := range b.Remove {
+				m.expunge(id, it.UID)
+			}
+			for _, it := range b.Remove {
+				delete(m.twins, it.Twin)
+			}
+			m.did()
+			for _, u := range b.Forget {
+				delete(m.changed[id], u)
+			}
+		case AdoptAll:
+			for _, it := range b.Adopt {
+				m.rows[id][it.UID].Fresh = false
+			}
+			m.did()
+		case AppendAll:
+			m.put(id, b.Append, true)
+		case ReachNext:
+			m.burnTo(id, b.Reach)
+		case RestoreAll:
+			m.put(id, b.Restore, false)
+		case TakeLate:
+			m.late(b)
+		default:
+			panic(fmt.Sprintf("step %q", k))
+		}
+	}
+	base := m.base[id]
+	base.UIDNext = max(base.UIDNext, p.next)
+	m.base[id] = base
+	if m.final {
+		m.box[id].UIDNext = max(m.box[id].UIDNext, p.next)
+	}
+}
+
+func (m *model) late(b Box) {
+	p, uids := m.prod[b.ID], UIDs(b.Late)
+	if b.Behind {
+		d := row.BehindDoubt(b.ID)
+		for _, it := range b.Late {
+			d.Refs = append(d.Refs, it.Ref)
+		}
+		m.begin(d)
+		for i, it := range b.Late {
+			uids[i] = p.add(it.Ref, p.msgs[it.UID].Flags)
+		}
+		m.did() // COPY is done whole, or not (RFC 9051 section 6.4.7)
+		m.expunge(b.ID, UIDs(b.Late)...)
+	}
+	for i, it := range b.Late {
+		if it.Why == Moved {
+			p.msgs[uids[i]].Flags = it.Flags
+			m.did()
+		}
+	}
+	for i, it := range b.Late {
+		m.rows[b.ID][uids[i]] = &row.Message{UID: uids[i], Ref: it.Ref, Flags: it.Flags}
+		m.box[b.ID].UIDNext = max(m.box[b.ID].UIDNext, uids[i]+1)
+		if it.Why == Moved {
+			delete(m.rows[it.From.Box], it.From.UID)
+			delete(m.changed[it.From.Box], it.From.UID)
+		}
+	}
+	m.did()
+}
+
+// pass gathers, merges and executes until it is cut off, or to the end.
+func (m *model) pass(steps int) (p Plan, whole bool) {
+	defer func() {
+		if r := recover(); r != nil && r != (cut{}) {
+			panic(r)
+		}
+	}()
+	m.steps = steps
+	p = Merge(m.gather())
+	for _, b := range p.Boxes {
+		m.execute(b)
+	}
+	return p, true
+}
+
+// newModel is an account after an outage. Contents: 1… are of the base, 50… new on
+// the standby, 80… new on production; 120… is what the standby made of 100….
+func newModel(rng *rand.Rand) *model {
+	m := &model{prod: map[row.MailboxID]*side{}, box: map[row.MailboxID]*row.Mailbox{},
+		base: map[row.MailboxID]row.Mailbox{},
+		rows: map[row.MailboxID]map[uint32]*row.Message{}, changed: map[row.MailboxID]map[uint32]*row.Message{},
+		doubts: map[int]row.Doubt{}, twins: map[uint64]row.Ref{}}
+	n := byte(0)
+	for _, id := range boxes() {
+		p := &side{next: 10, msgs: map[uint32]*row.Message{}}
+		m.prod[id], m.rows[id], m.changed[id] = p, map[uint32]*row.Message{}, map[uint32]*row.Message{}
+		m.box[id] = &row.Mailbox{ID: id, Name: fmt.Sprint("box", id), UIDValidity: 7, UIDNext: 20}
+		m.base[id] = row.Mailbox{ID: id, Name: fmt.Sprint("box", id), UIDValidity: 7, UIDNext: 10}
+		for u := uint32(1); u < 6; u++ {
+			n++
+			x := msg(u, n, pickFlags(rng)...)
+			c := *x
+			p.msgs[u], m.rows[id][u] = &c, x
+		}
+	}
+	for _, id := range boxes() {
+		other := m.prod[3-id]
+		for u := uint32(1); u < 6; u++ {
+			x := m.rows[id][u]
+			switch rng.IntN(8) {
+			case 0: // a client deleted it
+				m.changed[id][u] = x
+				delete(m.rows[id], u)
+			case 1: // a client changed its flags
+				c := *x
+				c.Flags = pickFlags(rng)
+				m.changed[id][u], m.rows[id][u] = x, &c
+			case 2: // production moved it unseen; a client may have deleted it since
+				delete(m.prod[id].msgs, u)
+				other.add(x.Ref, x.Flags)
+				if rng.IntN(2) == 0 {
+					m.key++
+					m.doubts[m.key] = row.MoveDoubt(m.box[id].Name, m.box[3-id].Name, []uint32{u}, 10)
+					d := m.doubts[m.key]
+					d.Refs = []row.Ref{x.Ref}
+					m.doubts[m.key] = d
+					m.changed[id][u] = x
+					delete(m.rows[id], u)
+				}
+			case 3: // production has lost it
+				delete(m.prod[id].msgs, u)
 			}
 		}
-	}
-	return true
-}
-
-func (s *outage) flag(i int, b Box) bool {
-	for _, f := range b.Flags {
-		s.prod[i][f.UID] = with(s.prod[i][f.UID], func(m *row.Message) { m.Flags = f.Flags })
-	}
-	if s.ends() {
-		return false
-	}
-	for _, f := range b.Local {
-		s.standby[i][f.UID] = with(s.standby[i][f.UID], func(m *row.Message) { m.Flags = f.Flags })
-	}
-	for _, f := range slices.Concat(b.Flags, b.Local) {
-		if s.base[i][f.UID] != nil {
-			s.base[i][f.UID] = s.standby[i][f.UID]
+		for i := range byte(rng.IntN(5)) {
+			u, k := 20+uint32(i)*2, byte(id)*8+i
+			s := fresh(u, 50+k)
+			switch rng.IntN(3) {
+			case 0: // production did it, too
+				m.prod[id].add(s.Ref, nil)
+				m.key++
+				m.doubts[m.key] = row.RepeatedDoubt(m.box[id].Name, s.Ref)
+			case 1: // delivered; production delivers it, too, perhaps elsewhere
+				s.Ref, s.Tail = ref(120+k), int64(100+k)
+				m.twins[uint64(k)] = ref(100 + k)
+				m.prod[boxes()[rng.IntN(2)]].add(ref(100+k), nil)
+			}
+			m.rows[id][u] = s
+			m.box[id].UIDNext = u + 1
+		}
+		for i := range byte(rng.IntN(3)) {
+			m.prod[id].add(ref(80+byte(id)*4+i), nil)
 		}
 	}
-	return true
+	return m
 }
 
-func (s *outage) expunge(i int, b Box) bool {
-	for _, it := range b.Remove {
-		delete(s.prod[i], it.UID)
-		if s.ends() {
-			return false
-		}
-		delete(s.twins, it.Twin)
-	}
-	for _, u := range b.Forget {
-		delete(s.base[i], u)
-	}
-	return true
-}
-
-// settled: production has a message of the standby under uid.
-func (s *outage) settled(i int, was, uid uint32) {
-	m := s.standby[i][was]
-	delete(s.standby[i], was)
-	s.standby[i][uid] = with(m, func(c *row.Message) { c.UID, c.Fresh = uid, false })
-	s.base[i][uid] = s.standby[i][uid]
-}
-
-func (s *outage) adopt(i int, b Box) bool {
-	for _, it := range b.Adopt {
-		s.settled(i, it.UID, it.UID)
-	}
-	return true
-}
-
-func (s *outage) shift(i int, b Box) bool {
-	for _, it := range b.Shift {
-		m := s.standby[i][it.UID]
-		delete(s.standby[i], it.UID)
-		uid := s.behind(i)
-		s.standby[i][uid] = with(m, func(c *row.Message) { c.UID = uid })
-	}
-	s.prodNext[i]--
-	return true
-}
-
-func (s *outage) copy(i int, b Box) bool {
-	for _, it := range b.Append {
-		n := len(s.doubts)
-		s.doubts = append(s.doubts, row.AppendDoubt(row.MailboxID(i+1), it.Ref))
-		s.prod[i][it.UID] = with(s.standby[i][it.UID], func(c *row.Message) { c.Fresh = false })
-		s.prodNext[i] = max(s.prodNext[i], it.UID+1)
-		if s.ends() {
-			return false
-		}
-		s.doubts = s.doubts[:n]
-		s.settled(i, it.UID, it.UID)
-	}
-	return true
-}
-
-// behind is the UID of what is put behind all that clients have seen.
-func (s *outage) behind(i int) uint32 {
-	s.prodNext[i] = max(s.prodNext[i], s.next[i])
-	u := s.prodNext[i]
-	s.prodNext[i]++
-	s.next[i] = s.prodNext[i]
-	return u
-}
-
-func (s *outage) restore(i int, b Box) bool {
-	for _, it := range b.Restore {
-		uid, n := s.behind(i), len(s.doubts)
-		s.doubts = append(s.doubts, row.AppendDoubt(row.MailboxID(i+1), it.Ref))
-		s.prod[i][uid] = with(s.standby[i][it.UID], func(c *row.Message) { c.UID = uid })
-		if s.ends() {
-			return false
-		}
-		s.doubts = s.doubts[:n]
-		delete(s.base[i], it.UID)
-		s.settled(i, it.UID, uid)
-	}
-	return true
-}
-
-func (s *outage) late(i int, b Box) bool {
-	d, n := row.BehindDoubt(row.MailboxID(i+1)), len(s.doubts)
-	for _, it := range b.Late {
-		d.Refs = append(d.Refs, it.Ref)
-	}
-	s.doubts = append(s.doubts, d)
-	var now []*row.Message
-	for _, it := range b.Late {
-		uid := s.behind(i)
-		m := with(s.prod[i][it.UID], func(c *row.Message) { c.UID, c.Flags = uid, it.Flags })
-		s.prod[i][uid], now = m, append(now, m)
-	}
-	if s.ends() {
-		return false
-	}
-	for _, it := range b.Late {
-		delete(s.prod[i], it.UID)
-	}
-	if s.ends() {
-		return false
-	}
-	s.doubts = s.doubts[:n]
-	for j, m := range now {
-		s.standby[i][m.UID], s.base[i][m.UID] = m, m
-		if from := b.Late[j].From; from.UID != 0 {
-			delete(s.standby[from.Box-1], from.UID)
-			delete(s.base[from.Box-1], from.UID)
-		}
-	}
-	return true
-}
-
-// count returns how often each content is in a set of mailboxes.
-func count(boxes [2]map[uint32]*row.Message) map[row.Ref]int {
+// expect counts the contents that both sides have to hold in the end: all that the
+// standby has, and what production alone got.
+func (m *model) expect() map[row.Ref]int {
 	out := map[row.Ref]int{}
-	for _, b := range boxes {
-		for _, m := range b {
-			out[m.Ref]++
+	for _, id := range boxes() {
+		for _, r := range m.rows[id] {
+			out[r.Ref]++
+		}
+		for _, p := range m.prod[id].msgs {
+			for k := byte(80); k < 100; k++ {
+				if p.Ref == ref(k) {
+					out[p.Ref] = 1
+				}
+			}
 		}
 	}
 	return out
 }
 
-// N06-N08, B5, T28: an outage of anything, and a copy-back that is cut off anywhere,
-// with clients who delete meanwhile: in the end production has each message that
-// clients have, and each that it got by itself, once; none that a client deleted;
-// and nothing is left to be done.
-func TestN08_AnyOutageCutAnywhere(t *testing.T) {
-	for seed := range uint64(4_000) {
-		s := newOutage(seed)
-		for range 2 + s.rng.IntN(12) {
-			s.happen()
+func (m *model) holds() (standby, production map[row.Ref]int) {
+	standby, production = map[row.Ref]int{}, map[row.Ref]int{}
+	for _, id := range boxes() {
+		for _, r := range m.rows[id] {
+			standby[r.Ref]++
 		}
-		var p Plan
-		for runs := 0; ; runs++ {
-			if runs < 4 {
-				s.cut = 1 + s.rng.IntN(20)
-			}
-			if runs > 12 {
-				t.Fatalf("seed %d: never done: %+v", seed, p)
-			}
-			if p = Merge(s.gather()); p.Boxes[0].Empty() && p.Boxes[1].Empty() {
-				break
-			}
-			if !s.execute(p) && s.rng.IntN(3) == 0 {
-				s.remove()
-			}
+		for _, p := range m.prod[id].msgs {
+			production[p.Ref]++
 		}
-		prod, st := count(s.prod), count(s.standby)
-		for ref := range s.survivors {
-			if want := 1; !s.deleted[ref] && (prod[ref] != want || st[ref] != want) {
-				t.Fatalf("seed %d: a client's message is %d times on production, %d on the standby",
-					seed, prod[ref], st[ref])
-			}
-		}
-		for ref := range s.own {
-			if !s.deleted[ref] && prod[ref] != 1 {
-				t.Fatalf("seed %d: production's own message is there %d times", seed, prod[ref])
-			}
-		}
-		for ref := range s.deleted {
-			if prod[ref]+st[ref] != 0 {
-				t.Fatalf("seed %d: one that a client deleted is %d times on production, %d on the standby",
-					seed, prod[ref], st[ref])
-			}
-		}
-		for i := range 2 {
-			for uid, m := range s.standby[i] {
-				if r := s.prod[i][uid]; r == nil || r.Ref != m.Ref || !slices.Equal(r.Flags, m.Flags) {
-					t.Fatalf("seed %d: message %d of %s differs: %+v, %+v", seed, uid, boxNames[i], m, r)
+	}
+	return standby, production
+}
+
+// N08, N13, R5: wherever a copy-back is cut off, the next ones bring both sides
+// together: nothing is lost, nothing doubled, nothing comes back that a client
+// deleted, UIDs are as clients were shown them, and then there is nothing to do.
+func TestN08_CutAnywhere(t *testing.T) {
+	for seed := range uint64(300) {
+		for steps := 1; ; steps++ {
+			m := newModel(rand.New(rand.NewPCG(seed, 4)))
+			rng := rand.New(rand.NewPCG(seed, uint64(steps)))
+			want := m.expect()
+			m.final = seed%2 == 0
+			_, whole := m.pass(steps)
+			if !whole && rng.IntN(2) == 0 {
+				// A client deletes one before the next run.
+				for _, u := range slices.Sorted(maps.Keys(m.rows[1])) {
+					r := m.rows[1][u]
+					if rng.IntN(3) == 0 && u >= 20 && u < m.box[1].UIDNext {
+						if !r.Fresh {
+							m.changed[1][u] = r
+						}
+						delete(m.rows[1], u)
+						if want[r.Ref]--; want[r.Ref] == 0 {
+							delete(want, r.Ref)
+						}
+						break
+					}
 				}
+			}
+			m.judge(t, fmt.Sprintf("seed %d, cut after %d", seed, steps), want)
+			if whole || t.Failed() {
+				break
 			}
 		}
 	}
+}
+
+func (m *model) judge(t *testing.T, name string, want map[row.Ref]int) {
+	shown := map[row.MailboxID]map[uint32]row.Ref{}
+	for _, id := range boxes() {
+		shown[id] = map[uint32]row.Ref{}
+		for u, r := range m.rows[id] {
+			if r.Fresh {
+				shown[id][u] = r.Ref
+			}
+		}
+	}
+	m.final = false
+	m.pass(-1)
+	m.final = true
+	for range 3 {
+		m.pass(-1)
+	}
+	p, _ := m.pass(-1)
+	for _, b := range p.Boxes {
+		if !b.Empty() {
+			t.Errorf("%s: it does not end: %+v", name, b)
+		}
+		for u, r := range shown[b.ID] {
+			if now := m.rows[b.ID][u]; now == nil || now.Ref != r {
+				t.Errorf("%s: message %d of %s has another UID", name, u, b.Name)
+			}
+		}
+	}
+	standby, production := m.holds()
+	if !maps.Equal(standby, want) || !maps.Equal(production, want) {
+		t.Errorf("%s: the standby has %v, production %v, want %v", name, contents(standby), contents(production),
+			contents(want))
+	}
+}
+
+// contents are what messages hold, by number.
+func contents(of map[row.Ref]int) (out []int) {
+	for k := range 256 {
+		for range of[ref(byte(k))] {
+			out = append(out, k)
+		}
+	}
+	return out
 }

@@ -133,7 +133,6 @@ type Box struct {
 	Name string
 
 	Anew   Why    // the base begins anew, empty; "" if it stays
-	Room   uint32 // what the standby's next UID is to leave free for production
 	Clean  []Item // flags to be taken away on production
 	Flags  []Item // flags to be set on production
 	Local  []Item // flags to be set on the standby
@@ -144,13 +143,18 @@ type Box struct {
 	Append []Item // to production, under their own UIDs
 	Wait   []Item // to be appended when clients are kept off
 	// The following are done when clients are kept off.
-	Reach   uint32 // UIDNEXT that production must get to; 0: it is there
 	Restore []Item // to production, under new UIDs
 	Late    []Item // into the standby, under UIDs that nobody was shown
-	Behind  bool   // for which they have to be moved
-	Raise   bool   // HIGHESTMODSEQ, if it is still lower after all that
+	Numbers
+}
 
-	final bool
+// Numbers is what is done with those of a mailbox.
+type Numbers struct {
+	Room   uint32 // what the standby's next UID is to leave free for production
+	Reach  uint32 // UIDNEXT that production must get to; 0: it is there
+	Behind bool   // late arrivals have to be moved, to get UIDs that nobody was shown
+	Raise  bool   // HIGHESTMODSEQ, if it is still lower after all other steps
+	final  bool
 }
 
 // Plan makes both sides equal, mailbox by mailbox.

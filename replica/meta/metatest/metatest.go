@@ -143,11 +143,12 @@ func among(t *testing.T, s meta.Store) {
 					continue
 				}
 				mu.Lock()
-				if err != nil || rev <= known || done[rev] {
-					t.Errorf("revision %d after %d, %v", rev, known, err)
-				}
+				twice := done[rev]
 				done[rev] = true
 				mu.Unlock()
+				if err != nil || rev <= known || twice {
+					t.Errorf("revision %d after %d, %v", rev, known, err)
+				}
 				n++
 			}
 		})

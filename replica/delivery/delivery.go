@@ -26,7 +26,6 @@ import (
 
 	"understudy/replica/match"
 	"understudy/replica/meta"
-	"understudy/replica/route"
 	"understudy/replica/row"
 	"understudy/replica/store"
 	"understudy/replica/turn"
@@ -38,17 +37,27 @@ type Messages interface {
 	Put(b []byte) (row.Ref, error)
 }
 
+// Routes say where mail lands.
+type Routes interface {
+	RouteOf(rcpt string) (row.Route, bool)
+	// Show takes note of routes that are durable.
+	Show([]row.Route)
+}
+
 // Options of New.
 type Options struct {
 	Rows     meta.Store
 	Accounts *store.Store
 	Messages Messages
-	Routes   *route.Routes
+	Routes   Routes
 	// Primary: there is no other side that could deliver, too.
 	Primary bool
 }
 
 // Deliveries is the ledger.
+//
+// Large: it has a method for each event of the table, so that nobody else makes events
+// or says on whose behalf.
 type Deliveries struct {
 	opt   Options
 	turns turn.Set[row.Ref]
@@ -312,14 +321,7 @@ func (d *Deliveries) readAgain(ref row.Ref) error {
 			continue
 		}
 		now, there := held[id]
-		if !there {
-			now = was
-			now.State = row.HeldDropped
-		} else if now.State == row.HeldArriving && was.State != row.HeldArriving {
-			// What it has become since is not written: see row.NoWrite.
-			now, _, _ = now.Step(row.HeldHappened{Event: row.HeldRestarted, By: row.ByLoad})
-		}
-		d.put(now)
+		d.put(was.ReadAgain(now, there))
 		delete(held, id)
 	}
 	for _, h := range held {

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"understudy/replica/meta"
-	"understudy/replica/route"
 	"understudy/replica/row"
 	"understudy/replica/store"
 )
@@ -75,7 +74,7 @@ func (l *landing) stage(b *meta.Batch) {
 		stage(b, h)
 	}
 	for _, r := range l.routes {
-		route.Stage(b, r)
+		b.PutJSON(meta.RouteKey(r.Recipient), r)
 	}
 }
 

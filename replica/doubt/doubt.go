@@ -64,10 +64,7 @@ func Open(dir string, rows meta.Store, accounts Accounts) (*Doubts, error) {
 func (d *Doubts) restart() error {
 	for _, id := range d.moves.Open() {
 		i, _ := d.moves.Item(id)
-		if i.Doubt.State != row.DoubtArrived {
-			i.Doubt.State = row.DoubtIntended // lines of older versions tell no state
-		}
-		err := d.note(context.Background(), i.Account, i.Doubt,
+		err := d.note(context.Background(), i.Account, i.Doubt.UnderWay(),
 			row.DoubtHappened{Event: row.DoubtRestarted, By: row.ByLoad})
 		if err != nil && !errors.Is(err, store.ErrNoMailbox) && !errors.Is(err, store.ErrNoAccount) {
 			return err

@@ -2,8 +2,6 @@ package meta
 
 import (
 	"encoding/binary"
-
-	"understudy/replica/row"
 )
 
 // All rows of the replica, by the prefix of their keys. Numbers are big-endian, so
@@ -52,7 +50,7 @@ func Range(prefix []byte) (from, to []byte) { return prefix, PrefixEnd(prefix) }
 
 func ofName(kind, name string) []byte { return append(append([]byte(kind), name...), 0) }
 
-func ofBox(kind, account string, id row.MailboxID) []byte {
+func ofBox[ID ~uint32](kind, account string, id ID) []byte {
 	return binary.BigEndian.AppendUint32(ofName(kind, account), uint32(id))
 }
 
@@ -68,13 +66,13 @@ func AccountKey(name string) []byte { return []byte(accounts + name) }
 func MailboxesOf(account string) []byte { return ofName(mailboxes, account) }
 
 // MailboxKey is a mailbox's.
-func MailboxKey(account string, id row.MailboxID) []byte { return ofBox(mailboxes, account, id) }
+func MailboxKey[ID ~uint32](account string, id ID) []byte { return ofBox(mailboxes, account, id) }
 
 // RowsOf is the prefix of a mailbox's messages.
-func RowsOf(account string, id row.MailboxID) []byte { return ofBox(messages, account, id) }
+func RowsOf[ID ~uint32](account string, id ID) []byte { return ofBox(messages, account, id) }
 
 // RowKey is a message's.
-func RowKey(account string, id row.MailboxID, uid uint32) []byte {
+func RowKey[ID ~uint32](account string, id ID, uid uint32) []byte {
 	return binary.BigEndian.AppendUint32(RowsOf(account, id), uid)
 }
 
@@ -82,16 +80,16 @@ func RowKey(account string, id row.MailboxID, uid uint32) []byte {
 func BaseMailboxesOf(account string) []byte { return ofName(baseBoxes, account) }
 
 // BaseMailboxKey is that of a mailbox of the base.
-func BaseMailboxKey(account string, id row.MailboxID) []byte { return ofBox(baseBoxes, account, id) }
+func BaseMailboxKey[ID ~uint32](account string, id ID) []byte { return ofBox(baseBoxes, account, id) }
 
 // BaseMessagesOf is the prefix of all messages of an account's base.
 func BaseMessagesOf(account string) []byte { return ofName(baseRows, account) }
 
 // BaseRowsOf is the prefix of the messages of a mailbox of the base.
-func BaseRowsOf(account string, id row.MailboxID) []byte { return ofBox(baseRows, account, id) }
+func BaseRowsOf[ID ~uint32](account string, id ID) []byte { return ofBox(baseRows, account, id) }
 
 // BaseRowKey is that of a message of the base.
-func BaseRowKey(account string, id row.MailboxID, uid uint32) []byte {
+func BaseRowKey[ID ~uint32](account string, id ID, uid uint32) []byte {
 	return binary.BigEndian.AppendUint32(BaseRowsOf(account, id), uid)
 }
 

@@ -57,10 +57,11 @@ func TestKeys(t *testing.T) {
 		t.Error("the number of a queue key is not read back")
 	}
 	// The range of one account or mailbox holds nothing of another one.
-	for _, p := range [][]byte{MailboxesOf("Ada"), RowsOf("Ada", 1), TasksOf("a")} {
+	for _, p := range [][]byte{MailboxesOf("Ada"), RowsOf("Ada", uint32(1)), TasksOf("a")} {
 		from, to := Range(p)
-		for _, k := range [][]byte{MailboxKey("Ad", 1), MailboxKey("Adam", 1), RowKey("Ada", 2, 0),
-			RowKey("Ada", 0, 1<<31), TaskKey("ab", 0)} {
+		for _, k := range [][]byte{MailboxKey("Ad", uint32(1)), MailboxKey("Adam", uint32(1)),
+			RowKey("Ada", uint32(2), 0),
+			RowKey("Ada", uint32(0), 1<<31), TaskKey("ab", 0)} {
 			if bytes.Compare(k, from) >= 0 && bytes.Compare(k, to) < 0 {
 				t.Errorf("%q is in the range of %q", k, p)
 			}

@@ -1,8 +1,8 @@
 // Package route knows where mail for a recipient lands: by what was learned from
 // deliveries that were seen, or in the account of that very name.
 //
-// Implementation notes. A route is learned in the batch of the mailbox that proves it
-// (Stage), and shown when that is durable (Show). The map has a mutex that is held for
+// Implementation notes. A route is learned in the batch of the mailbox that proves it,
+// and shown when that is durable (Show). The map has a mutex that is held for
 // nothing else.
 package route
 
@@ -98,9 +98,6 @@ func (r *Routes) AllRoutes() []row.Route {
 	slices.SortFunc(out, func(a, b row.Route) int { return strings.Compare(a.Recipient, b.Recipient) })
 	return out
 }
-
-// Stage adds a route to a batch.
-func Stage(b *meta.Batch, x row.Route) { b.PutJSON(meta.RouteKey(x.Recipient), x) }
 
 // Show takes note of routes that are durable.
 func (r *Routes) Show(list []row.Route) {

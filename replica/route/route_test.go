@@ -32,7 +32,7 @@ func TestRouteOf(t *testing.T) {
 	r := New(of, []string{"d.test"})
 	alias := row.Route{Recipient: "alias@d.test", Account: "Ada", Mailbox: "Lists"}
 	var b meta.Batch
-	Stage(&b, alias)
+	b.PutJSON(meta.RouteKey(alias.Recipient), alias)
 	if _, err := rows.Commit(t.Context(), b); err != nil {
 		t.Fatal(err)
 	}

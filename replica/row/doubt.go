@@ -253,6 +253,14 @@ func (d Doubt) Step(e DoubtHappened) (next Doubt, r DoubtRule, ok bool) {
 	return d, DoubtRule{}, false
 }
 
+// UnderWay is a MOVE as the journal has it: lines of older versions tell no state.
+func (d Doubt) UnderWay() Doubt {
+	if d.State != DoubtArrived {
+		d.State = DoubtIntended
+	}
+	return d
+}
+
 // Departing reports whether it may take away messages of a mailbox of which nobody
 // knows yet where they arrived.
 func (d Doubt) Departing(mailbox string) bool {

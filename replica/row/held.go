@@ -229,6 +229,20 @@ func (h Held) Step(e HeldHappened) (next Held, r HeldRule, ok bool) {
 	return h, HeldRule{}, false
 }
 
+// ReadAgain is what a message is of which it is not known whether its last step is on
+// disk, by its row there, if it has one.
+func (h Held) ReadAgain(onDisk Held, there bool) Held {
+	switch {
+	case !there:
+		h.State = HeldDropped
+		return h
+	case onDisk.State == HeldArriving && h.State != HeldArriving:
+		// That production answered is not written: see NoWrite.
+		onDisk, _, _ = onDisk.Step(HeldHappened{Event: HeldRestarted, By: ByLoad})
+	}
+	return onDisk
+}
+
 func (h Held) state() HeldState {
 	if h.State == "" {
 		return HeldNew

@@ -100,7 +100,7 @@ func TestN18_GivingAndBack(t *testing.T) {
 // standby's delivery, or after the hold; and what production surely has not got
 // has no twin.
 func TestHeldIsNotLost(t *testing.T) {
-	for seed := range uint64(5000) {
+	for seed := range uint64(1000) {
 		rng := rand.New(rand.NewPCG(seed, 9))
 		h := Held{State: HeldNew, Rcpts: []string{"a", "b"}}
 		told, may, got := false, false, 0

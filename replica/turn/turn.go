@@ -21,12 +21,7 @@ func New() Turn { return make(Turn, 1) }
 // Take waits for it.
 func (t Turn) Take(ctx context.Context) error {
 	select {
-	case t <- struct{}{}:
-		return nil
-	default:
-	}
-	select {
-	case t <- struct{}{}:
+	case t <- struct{}{}: //lock: of a Set several are taken, sorted
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()

@@ -37,11 +37,37 @@ func newActor(a actor) *actor {
 // Fence isolates production in the wire, and runs the site's fence command.
 // Traffic through the proxy is fenced by the saved state alone.
 func (a *actor) Fence(ctx context.Context, epoch uint64) error {
-	if a.wire != nil {
-		if err := a.wire.Fence(epoch); err != nil {
-			return fmt.Errorf("fence in the wire: %w", err)
-		}
+	if err := a.fenceWire(epoch); err != nil {
+		return err
 	}
+	return a.fenceSite(ctx, epoch)
+}
+
+// FenceAgain implements keeper.Actor. The site's command has worked before the
+// restart, and need not work where it has: that it fails is told, and is no reason
+// not to go on.
+func (a *actor) FenceAgain(ctx context.Context, epoch uint64) error {
+	if err := a.fenceWire(epoch); err != nil {
+		return err
+	}
+	if err := a.fenceSite(ctx, epoch); err != nil && ctx.Err() == nil {
+		a.log.Error("the fence command, which worked before the restart, does not work again", "err", err)
+	}
+	return nil
+}
+
+func (a *actor) fenceWire(epoch uint64) error {
+	if a.wire == nil {
+		return nil
+	}
+	if err := a.wire.Fence(epoch); err != nil {
+		return fmt.Errorf("fence in the wire: %w", err)
+	}
+	return nil
+}
+
+// fenceSite runs the site's command, if there is one.
+func (a *actor) fenceSite(ctx context.Context, epoch uint64) error {
 	if len(a.fence) == 0 {
 		return nil
 	}

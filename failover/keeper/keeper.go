@@ -32,6 +32,9 @@ import (
 type Actor interface {
 	// Fence stops production from reaching clients, and the reverse.
 	Fence(ctx context.Context, epoch uint64) error
+	// FenceAgain makes sure after a restart that what Fence did still stands. What it
+	// cannot find out or repeat of it is no error.
+	FenceAgain(ctx context.Context, epoch uint64) error
 	Unfence(ctx context.Context, epoch uint64) error
 	// Sweep reads from production what is not yet in the replica, before a
 	// planned takeover, and CatchUp the rest of it, while sessions wait.

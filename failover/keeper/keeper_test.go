@@ -52,6 +52,7 @@ func (s *site) when(name string, f func()) {
 }
 
 func (s *site) Fence(ctx context.Context, _ uint64) error      { return s.step(ctx, "fence") }
+func (s *site) FenceAgain(ctx context.Context, e uint64) error { return s.Fence(ctx, e) }
 func (s *site) Unfence(ctx context.Context, _ uint64) error    { return s.step(ctx, "unfence") }
 func (s *site) Sweep(ctx context.Context) error                { return s.step(ctx, "sweep") }
 func (s *site) CatchUp(ctx context.Context) error              { return s.step(ctx, "catch up") }

@@ -115,7 +115,7 @@ func (k *Keeper) act(ctx context.Context, a failover.Action, s failover.State) {
 	case failover.RaiseFence:
 		k.begin(ctx, a, func(ctx context.Context) error { return k.fence(ctx, s) })
 	case failover.FenceAgain:
-		k.begin(ctx, a, func(ctx context.Context) error { return actor.Fence(ctx, s.Epoch) })
+		k.begin(ctx, a, func(ctx context.Context) error { return actor.FenceAgain(ctx, s.Epoch) })
 	case failover.Replay:
 		k.begin(ctx, a, actor.Replay)
 	case failover.Regain:

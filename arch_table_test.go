@@ -37,7 +37,6 @@ var (
 		"lab/site":          4,
 		"proxy/imap":        2,
 		"proxy/inline":      2,
-		"replica/delivery":  8,
 		"snoop":             12,
 		"snoop/capture":     12,
 		"snoop/imapsession": 6,

@@ -3,6 +3,7 @@ package copyback
 import (
 	"cmp"
 	"fmt"
+	"reflect"
 	"slices"
 
 	"understudy/replica/copyback/plan"
@@ -12,9 +13,28 @@ import (
 	"understudy/snoop/imapwire"
 )
 
+// maxGather bounds how often an account is read because something was doubted
+// meanwhile.
+const maxGather = 10
+
 // gather reads base, standby and production, and what the plan needs to know of
-// their contents, into plain values. It decides nothing.
-func (a *account) gather() (plan.Account, error) {
+// their contents, into plain values. It decides nothing. What production has must
+// not be newer than what is doubted: a command that sessions note as unanswered in
+// between would pass for production's own mail.
+func (a *account) gather() (in plan.Account, err error) {
+	for range maxGather {
+		if in, err = a.gatherOnce(); err != nil {
+			return in, err
+		}
+		now, err := a.opt.Ledgers.DoubtsOf(a.name)
+		if err != nil || reflect.DeepEqual(now, in.Doubts) {
+			return in, err
+		}
+	}
+	return in, errRestless
+}
+
+func (a *account) gatherOnce() (plan.Account, error) {
 	in := plan.Account{Final: a.final, Level: a.level, CondStore: a.c.Has("CONDSTORE"), Left: a.left}
 	boxes, err := a.opt.Store.Mailboxes(a.name)
 	if err != nil {

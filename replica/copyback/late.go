@@ -14,9 +14,10 @@ import (
 // clients have seen.
 func (b *box) late() error {
 	uids := plan.UIDs(b.todo.Late)
+	var moving []byte
 	if b.todo.Behind {
 		var err error
-		if uids, err = b.behind(uids); err != nil {
+		if uids, moving, err = b.behind(uids); err != nil {
 			return fmt.Errorf("move late arrivals: %w", err)
 		}
 	}
@@ -29,34 +30,35 @@ func (b *box) late() error {
 			return fmt.Errorf("set flags: %w", err)
 		}
 	}
-	return b.keep(uids)
+	return b.keep(uids, moving)
 }
 
-// behind moves them there on production.
-func (b *box) behind(late []uint32) (now []uint32, err error) {
+// behind moves them there on production. moving is the doubt that ends when the
+// replica has them: one that stayed would have production's own mail taken for
+// ours later.
+func (b *box) behind(late []uint32) (now []uint32, moving []byte, err error) {
 	d := row.BehindDoubt(b.todo.ID)
 	for _, it := range b.todo.Late {
 		d.Refs = append(d.Refs, it.Ref)
 	}
-	// It goes with all others when the account is handed back.
-	if _, err := b.opt.Ledgers.BeginCopy(b.ctx, b.name, d); err != nil {
-		return nil, err
+	if moving, err = b.opt.Ledgers.BeginCopy(b.ctx, b.name, d); err != nil {
+		return nil, nil, err
 	}
 	if now, err = b.double(late); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if err := b.expunge(late); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	b.next = now[len(now)-1] + 1
 	b.count(func(r *Report) { r.Moved += len(now) })
-	return now, nil
+	return now, moving, nil
 }
 
 // keep adds late arrivals to the replica, and takes away in the same batch what
 // production moved there from another mailbox. One that is held has arrived with
 // that.
-func (b *box) keep(uids []uint32) error {
+func (b *box) keep(uids []uint32, moving []byte) error {
 	b.lacked(uids)
 	if err := b.opt.Ledgers.AwaitHolds(b.ctx); err != nil {
 		return err
@@ -87,6 +89,9 @@ func (b *box) keep(uids []uint32) error {
 			if it.Why == plan.Moved {
 				depart(tx, it.From)
 			}
+		}
+		if moving != nil {
+			endCopy(tx, moving)
 		}
 		return nil
 	})

@@ -74,7 +74,8 @@ type Deliveries struct {
 
 // New returns a ledger without messages; Load reads them.
 func New(o Options) *Deliveries {
-	return &Deliveries{opt: o, came: make(chan struct{}, 1), held: map[uint64]row.Held{}, byBody: map[string]map[uint64]bool{},
+	return &Deliveries{opt: o, came: make(chan struct{}, 1), held: map[uint64]row.Held{},
+		byBody: map[string]map[uint64]bool{},
 		unsure: map[row.Ref]bool{}, holding: map[chan struct{}]bool{}, twins: map[uint64]row.Twin{}}
 }
 

@@ -63,13 +63,15 @@ func TestB10_HeldAndRoutes(t *testing.T) {
 	if _, _, ok := s.MatchHeld(delivery.Arrival{Header: []byte("X-Subject: hello there\r\n\r\n"), Size: 32}); ok {
 		t.Error("a header that only ends alike is matched")
 	}
-	if err := s.Land(ctx, store.ByMirror, delivery.Landed{"Ada", "INBOX", []row.Held{got}}, func(*store.Tx) error { return nil }); err != nil {
+	in := delivery.Landed{"Ada", "INBOX", []row.Held{got}}
+	if err := s.Land(ctx, store.ByMirror, in, func(*store.Tx) error { return nil }); err != nil {
 		t.Fatal(err)
 	}
 	if r, ok := s.RouteOf("alias@D.test"); !ok || r.Account != "Ada" || s.HeldCount() != 0 {
 		t.Errorf("route %+v, held %d", r, s.HeldCount())
 	}
-	h, _ = s.Take(ctx, row.Held{From: "x@y", Rcpts: []string{"alias@d.test", "ada@d.test"}, Ref: ref, Arrived: time.Now()})
+	h, _ = s.Take(ctx, row.Held{From: "x@y", Rcpts: []string{"alias@d.test", "ada@d.test"}, Ref: ref,
+		Arrived: time.Now()})
 	_ = s.Close()
 	s = open(t, dir)
 	if err := s.BeginActing(ctx, "ada", 0); err != nil {
@@ -106,7 +108,8 @@ func TestN18_Delivered(t *testing.T) {
 	if err != nil || !s.Delivered(e, sent, began) {
 		t.Errorf("not found: %v", err)
 	}
-	if s.Delivered(e, sent, began.Add(48*time.Hour)) || s.Delivered(row.Envelope{Rcpts: []string{"ada@d.test", "nobody@d.test"}}, sent, began) {
+	if s.Delivered(e, sent, began.Add(48*time.Hour)) ||
+		s.Delivered(row.Envelope{Rcpts: []string{"ada@d.test", "nobody@d.test"}}, sent, began) {
 		t.Error("an older one, or not all recipients")
 	}
 }

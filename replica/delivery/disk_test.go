@@ -49,7 +49,8 @@ func (d *disk) Close() error {
 }
 
 func (d *disk) Commit(ctx context.Context, b meta.Batch) (meta.Rev, error) {
-	if d.slow != "" && slices.ContainsFunc(b.Do, func(o meta.Op) bool { return strings.Contains(string(o.Key), d.slow) }) {
+	hit := func(o meta.Op) bool { return strings.Contains(string(o.Key), d.slow) }
+	if d.slow != "" && slices.ContainsFunc(b.Do, hit) {
 		d.at <- struct{}{}
 		<-d.go_
 	}

@@ -121,8 +121,9 @@ func (d *Deliveries) ForgetTwins(ctx context.Context, gone func(row.Twin) bool) 
 // Holding finds the held message of an envelope, among those that count as accepted.
 func (d *Deliveries) Holding(e row.Envelope, ref row.Ref) (row.Held, bool) {
 	to := sortedFold(e.Rcpts)
+	other := func(rcpt string) bool { return !slices.Contains(to, rcpt) }
 	for _, h := range d.HeldAll() {
-		if h.Ref == ref && h.From == e.From && h.MayDeliver() && !slices.ContainsFunc(sortedFold(h.Rcpts), func(r string) bool { return !slices.Contains(to, r) }) {
+		if h.Ref == ref && h.From == e.From && h.MayDeliver() && !slices.ContainsFunc(sortedFold(h.Rcpts), other) {
 			return h, true
 		}
 	}

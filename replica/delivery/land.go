@@ -120,7 +120,8 @@ func (l *landing) see(h row.Held) {
 	switch {
 	case len(e.Done) > 0:
 	case len(unknown) == 1:
-		l.routes = append(l.routes, row.Route{Recipient: strings.ToLower(unknown[0]), Account: l.account, Mailbox: l.mailbox, Learned: time.Now()})
+		l.routes = append(l.routes, row.Route{Recipient: strings.ToLower(unknown[0]), Account: l.account,
+			Mailbox: l.mailbox, Learned: time.Now()})
 		e.Done = unknown
 	default:
 		e.In = l.account
@@ -165,7 +166,8 @@ func (d *Deliveries) Deliver(ctx context.Context, h row.Held, rcpt string, msg [
 			return err
 		}
 		m.ModSeq++
-		tx.PutRow(m.ID, &row.Message{UID: m.TakeUID(), ModSeq: m.ModSeq, Date: time.Now().Truncate(time.Second), Size: ref.Size, Ref: ref,
+		tx.PutRow(m.ID, &row.Message{UID: m.TakeUID(), ModSeq: m.ModSeq, Date: time.Now().Truncate(time.Second),
+			Size: ref.Size, Ref: ref,
 			Fresh: !d.opt.Primary, Tail: h.Ref.Size, Flags: []string{}})
 		tx.Put(m)
 		staged = true

@@ -103,7 +103,8 @@ func (s *site) something(t *testing.T, rng *rand.Rand, i int, got map[string]int
 	all := s.l.HeldAll()
 	if len(all) == 0 || rng.IntN(4) == 0 {
 		ref, _ := s.m.Put(letter(i))
-		h := row.Held{From: "x@y", Rcpts: []string{"ada@d.test", "bob@d.test"}, Ref: ref, Arrived: time.Unix(int64(i), 0)}
+		h := row.Held{From: "x@y", Rcpts: []string{"ada@d.test", "bob@d.test"}, Ref: ref,
+			Arrived: time.Unix(int64(i), 0)}
 		if rng.IntN(2) == 0 {
 			_, err := s.l.Take(ctx, h)
 			return fmt.Sprintf("take %d: %v", i, err)
@@ -125,7 +126,8 @@ func (s *site) something(t *testing.T, rng *rand.Rand, i int, got map[string]int
 		what, err = "owe", s.l.Owe(ctx, h.ID)
 	case 3:
 		what = "giving"
-		_, _, err = s.l.Giving(ctx, h.ID, time.Unix(int64(1000+i), 0), func(h row.Held) bool { return h.MayGive(time.Unix(1<<40, 0)) })
+		ever := func(h row.Held) bool { return h.MayGive(time.Unix(1<<40, 0)) }
+		_, _, err = s.l.Giving(ctx, h.ID, time.Unix(int64(1000+i), 0), ever)
 	case 4:
 		what, err = "given", s.l.Given(ctx, h.ID)
 	case 5:
@@ -138,7 +140,8 @@ func (s *site) something(t *testing.T, rng *rand.Rand, i int, got map[string]int
 		what, err = "found", s.l.Found(ctx, h.ID)
 	case 9:
 		what = "land in ada's"
-		err = s.l.Land(ctx, store.ByKeeper, delivery.Landed{Account: "ada", Mailbox: "INBOX", Held: []row.Held{h}}, func(*store.Tx) error { return nil })
+		in := delivery.Landed{Account: "ada", Mailbox: "INBOX", Held: []row.Held{h}}
+		err = s.l.Land(ctx, store.ByKeeper, in, func(*store.Tx) error { return nil })
 	case 10:
 		what = "deliver to " + rcpt
 		msg, _ := s.m.Get(h.Ref)
@@ -186,7 +189,8 @@ func TestSlowCommitDelaysNobodyElse(t *testing.T) {
 		s.d.at, s.d.go_, s.d.slow = make(chan struct{}, 9), make(chan struct{}), "/ada"
 		done := make(chan error, 9)
 		go func() {
-			done <- s.l.Land(ctx, store.ByKeeper, delivery.Landed{Account: "ada", Mailbox: "INBOX", Held: []row.Held{slow}}, func(tx *store.Tx) error {
+			in := delivery.Landed{Account: "ada", Mailbox: "INBOX", Held: []row.Held{slow}}
+			done <- s.l.Land(ctx, store.ByKeeper, in, func(tx *store.Tx) error {
 				m := tx.Box("INBOX")
 				tx.PutRow(m.ID, &row.Message{UID: 9})
 				tx.Put(m)
@@ -198,7 +202,8 @@ func TestSlowCommitDelaysNobodyElse(t *testing.T) {
 		if n := len(s.l.HeldAll()); n != 3 || s.l.HeldCount() != 3 {
 			t.Errorf("%d messages, not as before", n)
 		}
-		if err := s.l.Land(ctx, store.ByKeeper, delivery.Landed{Account: "bob", Mailbox: "INBOX", Held: []row.Held{other}}, nothing); err != nil {
+		in := delivery.Landed{Account: "bob", Mailbox: "INBOX", Held: []row.Held{other}}
+		if err := s.l.Land(ctx, store.ByKeeper, in, nothing); err != nil {
 			t.Error(err)
 		}
 		if err := s.l.Deliver(ctx, third, "bob@d.test", letter(2)); err != nil {

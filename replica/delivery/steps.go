@@ -41,7 +41,8 @@ func (d *Deliveries) Owe(ctx context.Context, id uint64) error {
 // Giving records that production is about to be given a message that it may then have,
 // whatever becomes of the answer. It returns the message as it was; ok is false if it
 // is not due, or not held any more.
-func (d *Deliveries) Giving(ctx context.Context, id uint64, now time.Time, due func(row.Held) bool) (was row.Held, ok bool, err error) {
+func (d *Deliveries) Giving(ctx context.Context, id uint64, now time.Time,
+	due func(row.Held) bool) (was row.Held, ok bool, err error) {
 	h, leave, err := d.its(ctx, id)
 	if err != nil || leave == nil {
 		return h, false, err

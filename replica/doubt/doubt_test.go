@@ -107,7 +107,8 @@ func TestTakeOverLeavesWhatIsNotedJustThen(t *testing.T) {
 	for _, d := range all {
 		states[d.Kind] = d.State
 	}
-	if err != nil || len(all) != 2 || states[row.DoubtMove] != row.DoubtBased || states[row.DoubtRepeated] != row.DoubtNoted {
+	if err != nil || len(all) != 2 || states[row.DoubtMove] != row.DoubtBased ||
+		states[row.DoubtRepeated] != row.DoubtNoted {
 		t.Errorf("%+v, %v", all, err)
 	}
 	if sn, _ := s.Snapshot("ada", "INBOX"); !slices.Equal(sn.UIDs, []uint32{1, 3}) {

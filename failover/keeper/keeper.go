@@ -153,6 +153,16 @@ func (k *Keeper) Tell(h failover.Happened) {
 	k.inbox.put(told{Happened: h})
 }
 
+// Order is Tell for who waits: taken is closed when State says what became of it.
+func (k *Keeper) Order(h failover.Happened) (taken <-chan struct{}) {
+	if h.At.IsZero() {
+		h.At = time.Now()
+	}
+	c := make(chan struct{})
+	k.inbox.put(told{Happened: h, taken: c})
+	return c
+}
+
 // Trouble tells that real traffic met a failure.
 func (k *Keeper) Trouble(err error) {
 	select {
@@ -220,6 +230,7 @@ type step struct {
 	next     failover.State
 	do       []failover.Action
 	why      string
+	taken    chan struct{} // see told
 }
 
 // take takes one event.
@@ -229,8 +240,10 @@ func (k *Keeper) take(ctx context.Context, h told) {
 	}
 	old := k.State()
 	if next, do, why, ok := failover.Step(old, k.opt.Limits, h.Happened); ok {
-		k.unsaved = &step{h.Happened, old, next, do, why}
+		k.unsaved = &step{h.Happened, old, next, do, why, h.taken}
 		k.settle(ctx)
+	} else if h.taken != nil {
+		close(h.taken)
 	}
 }
 
@@ -257,6 +270,9 @@ func (k *Keeper) settle(ctx context.Context) {
 	k.gate.turn(s.next.Duties())
 	for _, a := range s.do {
 		k.act(ctx, a, s.next)
+	}
+	if s.taken != nil {
+		close(s.taken)
 	}
 }
 

@@ -233,7 +233,7 @@ func TestEndOfAGivenUpAction(t *testing.T) {
 	s := &site{saved: failover.State{Phase: failover.CopyingBack, Epoch: 5}, fail: map[string]int{}}
 	k := s.keeper(t, failover.Confirm)
 	k.long.run = 7
-	k.take(t.Context(), told{failover.Happened{Event: failover.Broken, At: time.Now()}, 6})
+	k.take(t.Context(), told{failover.Happened{Event: failover.Broken, At: time.Now()}, 6, nil})
 	if p := k.State().Phase; p != failover.CopyingBack || len(s.did) > 0 {
 		t.Errorf("%s, did %q", p, s.did)
 	}

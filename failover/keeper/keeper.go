@@ -177,12 +177,8 @@ func (k *Keeper) Troubles() <-chan error { return k.trouble }
 // Run owns the state until ctx ends. It is called once.
 func (k *Keeper) Run(ctx context.Context) error {
 	defer k.long.stop()
+	k.follow()
 	k.take(ctx, told{Happened: failover.Happened{Event: failover.Resumed, At: time.Now()}})
-	if k.State().Duties().Follow > failover.Unfollowed {
-		k.opt.Actor.Protect()
-	} else {
-		k.opt.Actor.Rest()
-	}
 	close(k.ready)
 	for {
 		if k.unsaved == nil {
@@ -194,6 +190,18 @@ func (k *Keeper) Run(ctx context.Context) error {
 		if !k.wait(ctx) {
 			return nil
 		}
+	}
+}
+
+// follow begins as the saved state says, before the first action: an action may end
+// it. Accounts that were with production alone come to the standby after a restart.
+func (k *Keeper) follow() {
+	s := k.State()
+	s.Mixed = false
+	if s.Duties().Follow > failover.Unfollowed {
+		k.opt.Actor.Protect()
+	} else {
+		k.opt.Actor.Rest()
 	}
 }
 

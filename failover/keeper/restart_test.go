@@ -69,6 +69,32 @@ func TestM16_FenceFailsAfterRestart(t *testing.T) {
 	}
 }
 
+// M16: restarted while fencing, production is followed no more once the fence is up.
+func TestM16_RestartedWhileFencing(t *testing.T) {
+	for _, planned := range []bool{false, true} {
+		s := &site{saved: failover.State{Phase: failover.Fencing, Epoch: 5, Planned: planned}, fail: map[string]int{},
+			at: map[string]func(){}}
+		followed := func(name string, want bool) {
+			s.when(name, func() {
+				s.mu.Lock()
+				defer s.mu.Unlock()
+				if s.following != want {
+					t.Errorf("planned %v, %s: production is followed: %v", planned, name, s.following)
+				}
+			})
+		}
+		followed("sweep", true)
+		followed("fence", false)
+		followed("replay", false)
+		run(t, s, failover.Confirm, func(_ context.Context, k *Keeper) {
+			time.Sleep(10 * time.Second)
+			if p := k.State().Phase; p != failover.Serving {
+				t.Errorf("planned %v: %s", planned, p)
+			}
+		})
+	}
+}
+
 // M16: what cannot be given to the standby is tried again, and a hand-back that is
 // ordered meanwhile waits for it.
 func TestM16_RegainingFails(t *testing.T) {

@@ -95,6 +95,45 @@ func TestM16_RestartedWhileFencing(t *testing.T) {
 	}
 }
 
+// M16: a hold that ran out while the appliance was off is no reason for a takeover:
+// production is asked first.
+func TestM16_RestartedWhileHolding(t *testing.T) {
+	for _, healthy := range []bool{false, true} {
+		s := &site{saved: failover.State{Phase: failover.Holding, Epoch: 5}, fail: map[string]int{}}
+		run(t, s, failover.Automatic, func(_ context.Context, k *Keeper) {
+			time.Sleep(500 * time.Millisecond) // of a probe
+			if healthy {
+				k.Tell(failover.Happened{Event: failover.Healthy})
+			} else {
+				k.Tell(failover.Happened{Event: failover.Failed})
+			}
+			time.Sleep(10 * time.Second)
+			want := failover.Serving
+			if healthy {
+				want = failover.Protecting
+			}
+			if p := k.State().Phase; p != want {
+				t.Errorf("healthy %v: %s", healthy, p)
+			}
+		})
+	}
+}
+
+// M16: a fence that could not be lowered before a restart is lowered then, and said
+// no longer.
+func TestM16_LoweredAfterRestart(t *testing.T) {
+	for _, p := range []failover.Phase{failover.Protecting, failover.Holding} {
+		s := &site{saved: failover.State{Phase: p, Epoch: 5, Asked: true, Stuck: "lower the fence: does not work"},
+			fail: map[string]int{"unfence": 1}}
+		run(t, s, failover.Confirm, func(_ context.Context, k *Keeper) {
+			time.Sleep(10 * time.Second)
+			if st := k.State(); st.Phase != p || st.Stuck != "" || len(s.steps("unfence")) != 2 {
+				t.Errorf("%+v, %q", st, s.steps("unfence"))
+			}
+		})
+	}
+}
+
 // M16: what cannot be given to the standby is tried again, and a hand-back that is
 // ordered meanwhile waits for it.
 func TestM16_RegainingFails(t *testing.T) {

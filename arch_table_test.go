@@ -33,18 +33,7 @@ var locks = []string{
 var (
 	lockAllowances   = map[string]int{}
 	columnAllowances = map[string]int{}
-	typeAllowances   = []string{
-		"replica/row.Mailbox",
-		"console/api.Status",
-		"failover/imapd.session",
-		"proxy/inline.Wire",
-		"replica/delivery.Deliveries",
-		"replica/copyback/plan.Box",
-		"replica/copyback.box",
-		"snoop.Replica",
-		"lab/sim.world",
-		"lab/site.Site",
-	}
+	typeAllowances   = []string{}
 	besideAllowances = []string{
 		"lab/hosts",
 		"lab/load",

@@ -33,6 +33,9 @@ type Options struct {
 }
 
 // Wire is the box in the wire.
+//
+// Large: each kind of frame, and each place in the wire, has its file of methods; they
+// all turn on what the kernel is told, which is one state (diversion).
 type Wire struct {
 	opt      Options
 	owner    *owner

@@ -81,8 +81,13 @@ func (a *account) removals(f *plan.Folders) ([]plan.FolderStep, error) {
 	return plan.Removals(*f), nil
 }
 
-// gotMail reports whether a mailbox has a message that was not there at the takeover.
+// gotMail reports whether a mailbox has a message that the standby never had. Numbers
+// do not tell: UIDNEXT of the base is moved along past what waits there to be taken.
 func (a *account) gotMail(b row.Mailbox) (bool, error) {
+	had, err := a.opt.Store.BaseRows(a.name, b.ID)
+	if err != nil {
+		return false, err
+	}
 	if _, err := a.c.Select(b.Name, true); err != nil {
 		return false, err
 	}
@@ -90,7 +95,7 @@ func (a *account) gotMail(b row.Mailbox) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	return slices.ContainsFunc(uids, func(u uint32) bool { return u >= b.UIDNext }), a.c.Leave()
+	return slices.ContainsFunc(uids, func(u uint32) bool { return had[u] == nil }), a.c.Leave()
 }
 
 func (a *account) folderStep(s plan.FolderStep) error {

@@ -27,6 +27,7 @@ type pair struct {
 	*Copier
 
 	read    func() // called once, when an account was read and before anything is done
+	rebased func() // called once, after the base was moved along
 	appends bool   // copy-back has noted that it is about to append
 	cut     bool   // break off after that
 }
@@ -74,6 +75,15 @@ func (a accounts) SnapshotByID(name string, id row.MailboxID) (*row.Snapshot, er
 	return a.Replica.SnapshotByID(name, id)
 }
 
+func (a accounts) Rebase(ctx context.Context, name string, f func(*Tx)) error {
+	err := a.Replica.Rebase(ctx, name, f)
+	if f := a.p.rebased; f != nil {
+		a.p.rebased = nil
+		f()
+	}
+	return err
+}
+
 type ledgers struct {
 	*replica.Replica
 	p *pair
@@ -99,7 +109,8 @@ func (p *pair) dial(ctx context.Context, _ string) (*imapc.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := fmt.Fprintf(server, "* PREAUTH [CAPABILITY %s] ready\r\n", strings.Join(imapd.Caps(), " ")); err != nil {
+	caps := strings.Join(imapd.Caps(), " ")
+	if _, err := fmt.Fprintf(server, "* PREAUTH [CAPABILITY %s] ready\r\n", caps); err != nil {
 		return nil, err
 	}
 	srv := imapd.New(imapd.Options{Store: p.prod})
@@ -254,5 +265,23 @@ func TestD9_DeletedWithLateMail(t *testing.T) {
 	}
 	if _, err := p.prod.Snapshot(user, "Read"); err == nil {
 		t.Error("a mailbox that a client deleted is still there")
+	}
+}
+
+// E11: a client renames a mailbox while copy-back repeats what became of others.
+func TestE11_RenamedMeanwhile(t *testing.T) {
+	p := newPair(t)
+	for _, name := range []string{"INBOX", "A", "B"} {
+		p.mailbox(name, 1)
+	}
+	p.takeOver()
+	p.must(p.box.Delete(t.Context(), user, "B"))
+	p.rebased = func() { p.must(p.box.Rename(t.Context(), user, "A", "C")) }
+	_, _ = p.Account(t.Context(), user) // it may break off, and comes again
+	p.must(p.handOver())
+	boxes, err := p.prod.Mailboxes(user)
+	p.must(err)
+	if len(boxes) != 2 || boxes[0].Name != "C" || boxes[0].Messages != 1 {
+		t.Errorf("production has %+v", boxes)
 	}
 }

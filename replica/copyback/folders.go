@@ -14,6 +14,12 @@ import (
 // deletions, then new ones and subscriptions. What production made by itself stays.
 func (a *account) folders() error {
 	var f plan.Folders
+	// The standby is read once: a mailbox that a client renames in between would be
+	// missed on production under its new name, and be made there beside the old one.
+	var err error
+	if f.Standby, err = a.opt.Store.Mailboxes(a.name); err != nil {
+		return err
+	}
 	stale := true
 	for _, stage := range []func(*plan.Folders) ([]plan.FolderStep, error){
 		func(f *plan.Folders) ([]plan.FolderStep, error) { return plan.Renames(*f), nil },
@@ -40,11 +46,8 @@ func (a *account) folders() error {
 }
 
 func (a *account) gatherFolders(f *plan.Folders) (err error) {
-	*f = plan.Folders{}
+	*f = plan.Folders{Standby: f.Standby}
 	if f.Base, err = a.opt.Store.BaseBoxes(a.name); err != nil {
-		return err
-	}
-	if f.Standby, err = a.opt.Store.Mailboxes(a.name); err != nil {
 		return err
 	}
 	list, err := a.c.List()

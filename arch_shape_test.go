@@ -175,7 +175,6 @@ func TestDepth(t *testing.T) {
 // besides are packages without tests of their own, and why.
 var besides = map[string]string{
 	"replica/meta/metatest": "a suite, run by the tests of its drivers",
-	"replica/replicatest":   "a suite, run by tests",
 }
 
 // TestTestsBeside has each package's tests in its own folder, at least one of them not skipped.

@@ -109,7 +109,7 @@ type lockedWriter struct {
 func (l *lockedWriter) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.w.Write(p) //lock: to memory, or a file of the test
+	return l.w.Write(p) //lock: to memory
 }
 
 // some is a random time below a limit.

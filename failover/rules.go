@@ -28,6 +28,14 @@ func hold(s *State, l Limits, h Happened) {
 	s.Until, s.Asked = h.At.Add(d), false
 }
 
+// holdAgain: production is asked again after a restart, before the hold that ran on
+// meanwhile is over.
+func holdAgain(s *State, l Limits, h Happened) {
+	if again := h.At.Add(l.Hold); s.Until.Before(again) {
+		s.Until = again
+	}
+}
+
 func raise(s *State, _ Limits, h Happened) {
 	s.Epoch++
 	s.Planned, s.Acked, s.Last, s.Good, s.Stuck = false, false, h.At, 0, ""
@@ -112,7 +120,11 @@ func before() []Rule {
 			Do: []Action{AskForTakeover}, Change: ask,
 			Why: "production stayed away; waiting for the word"},
 		{From: Holding, On: Takeover, To: Fencing, Do: []Action{RaiseFence}, Change: raise, Why: "takeover confirmed"},
-		{From: Holding, On: Resumed, To: Holding, Why: "restarted while holding"},
+		{From: Holding, On: Resumed, If: "the fence may be up", Cond: wasStuck, To: Holding, Do: []Action{LowerFence},
+			Change: holdAgain, Why: "restarted while holding"},
+		{From: Holding, On: Resumed, To: Holding, Change: holdAgain, Why: "restarted while holding"},
+		{From: Protecting, On: Resumed, If: "the fence may be up", Cond: wasStuck, To: Protecting,
+			Do: []Action{LowerFence}, Why: "restarted with the fence up"},
 	}
 }
 
@@ -244,7 +256,7 @@ func quiet() map[Phase][]Event {
 		Seeding: slices.Concat(takingOver, givingBack, fencing, regains, lowers,
 			[]Event{Failed, Healthy, HoldOver, Broken, Handback, Acknowledge, Resumed}),
 		Protecting: slices.Concat(takingOver, givingBack, fencing, regains,
-			[]Event{Seeded, Healthy, HoldOver, Broken, Handback, Resumed}),
+			[]Event{Seeded, Healthy, HoldOver, Broken, Handback}),
 		Holding: slices.Concat(takingOver, givingBack, fencing, regains,
 			[]Event{Seeded, Failed, Broken, Handback, Acknowledge}),
 		Fencing: slices.Concat(givingBack, regains, lowers,

@@ -164,7 +164,8 @@ func TestN02_RealClients(t *testing.T) {
 	check(t, peer.StartPostfix(t.Context()))
 	t.Cleanup(peer.Stop)
 	_, port, _ := strings.Cut(b.SMTP, ":")
-	for name, value := range map[string]string{"virtual_mailbox_domains": "", "relayhost": "[127.0.0.1]:" + port, "mynetworks": "127.0.0.0/8", "relay_domains": site.Domain, "relay_transport": "smtp"} {
+	for name, value := range map[string]string{"virtual_mailbox_domains": "", "relayhost": "[127.0.0.1]:" + port,
+		"mynetworks": "127.0.0.0/8", "relay_domains": site.Domain, "relay_transport": "smtp"} {
 		peer.SetPostfix(t, name, value)
 	}
 	var wg sync.WaitGroup
@@ -190,7 +191,8 @@ func TestN02_RealClients(t *testing.T) {
 	sent := 0
 	wg.Go(func() {
 		for ; ctx.Err() == nil; sent++ {
-			c, err := openSMTP(fmt.Sprintf("127.0.0.1:%d", peer.SMTPPort), "MAIL FROM:<p@other.test>", "RCPT TO:<"+u+">", "DATA",
+			c, err := openSMTP(fmt.Sprintf("127.0.0.1:%d", peer.SMTPPort), "MAIL FROM:<p@other.test>",
+				"RCPT TO:<"+u+">", "DATA",
 				strings.TrimSuffix(string(message(fmt.Sprintf("peer%d", sent), 600)), "\r\n")+"\r\n.", "QUIT")
 			if err != nil {
 				t.Errorf("sending peer: %v", err)
@@ -264,11 +266,19 @@ func realClients(t *testing.T, to func(client string) (addr string), u, dir stri
 		return p
 	}
 	check(t, os.MkdirAll(filepath.Join(dir, "m"), 0o700))
-	mbsync := write("mbsyncrc", fmt.Sprintf("IMAPAccount a\nHost %s\nPort %s\nUser %s\nPass %s\nSSLType None\nAuthMechs LOGIN\n\nIMAPStore far\nAccount a\n\nMaildirStore near\nPath %s/m/\nInbox %s/m/INBOX\nSubFolders Verbatim\n\nChannel c\nFar :far:\nNear :near:\nPatterns *\nCreate Near\nSync All\nExpunge None\nSyncState *\n",
+	mbsync := write("mbsyncrc", fmt.Sprintf("IMAPAccount a\nHost %s\nPort %s\nUser %s\nPass %s\nSSLType None\n"+
+		"AuthMechs LOGIN\n\nIMAPStore far\nAccount a\n\nMaildirStore near\nPath %s/m/\nInbox %s/m/INBOX\n"+
+		"SubFolders Verbatim\n\nChannel c\nFar :far:\nNear :near:\nPatterns *\nCreate Near\nSync All\n"+
+		"Expunge None\nSyncState *\n",
 		host, port("mbsync"), u, site.Password(u), dir, dir))
-	offline := write("offlinerc", fmt.Sprintf("[general]\naccounts = a\nmetadata = %s/om\nui = quiet\n[Account a]\nlocalrepository = l\nremoterepository = r\n[Repository l]\ntype = Maildir\nlocalfolders = %s/o\n[Repository r]\ntype = IMAP\nremotehost = %s\nremoteport = %s\nremoteuser = %s\nremotepass = %s\nssl = no\nstarttls = no\nauth_mechanisms = LOGIN\n",
+	offline := write("offlinerc", fmt.Sprintf("[general]\naccounts = a\nmetadata = %s/om\nui = quiet\n"+
+		"[Account a]\nlocalrepository = l\nremoterepository = r\n[Repository l]\ntype = Maildir\nlocalfolders = %s/o\n"+
+		"[Repository r]\ntype = IMAP\nremotehost = %s\nremoteport = %s\nremoteuser = %s\nremotepass = %s\nssl = "+
+		"no\nstarttls = no\nauth_mechanisms = LOGIN\n",
 		dir, dir, host, port("offlineimap"), u, site.Password(u)))
-	mutt := write("muttrc", fmt.Sprintf("set imap_user=\"%s\"\nset imap_pass=\"%s\"\nset ssl_starttls=no\nset ssl_force_tls=no\nset folder=\"imap://%s:%s/\"\nset spoolfile=\"+INBOX\"\nset header_cache=\"%s/mh\"\nset imap_authenticators=\"login\"\npush \"<sync-mailbox><exit>\"\n",
+	mutt := write("muttrc", fmt.Sprintf("set imap_user=\"%s\"\nset imap_pass=\"%s\"\nset ssl_starttls=no\nset "+
+		"ssl_force_tls=no\nset folder=\"imap://%s:%s/\"\nset spoolfile=\"+INBOX\"\nset header_cache=\"%s/mh\"\nset "+
+		"imap_authenticators=\"login\"\npush \"<sync-mailbox><exit>\"\n",
 		u, site.Password(u), host, port("mutt"), dir))
 	return map[string][]string{
 		"mbsync":      {"mbsync", "-c", mbsync, "-a"},

@@ -133,9 +133,11 @@ func newBench(t *testing.T, users int) *bench {
 func (b *bench) box(t *testing.T, name, binary string, users []string) {
 	t.Helper()
 	tlsPort := must(site.FreePort())(t)
-	x := newBoxOf(t, binary, b.s, map[string]string{"certificate": fmt.Sprintf("[{cert=%q, key=%q}]", b.cert, b.key), "log_level": `"warn"`,
-		"accounts.list": fmt.Sprintf(`["%s"]`, strings.Join(users, `","`)), "listen.imaps": fmt.Sprintf("%q", local(tlsPort)), "failover.mode": `"advise"`,
-		"production.client_id": "false", "production.xclient": "false", "mirror.sweep": `"0s"`})
+	x := newBoxOf(t, binary, b.s,
+		map[string]string{"certificate": fmt.Sprintf("[{cert=%q, key=%q}]", b.cert, b.key), "log_level": `"warn"`,
+			"accounts.list": fmt.Sprintf(`["%s"]`, strings.Join(users, `","`)),
+			"listen.imaps":  fmt.Sprintf("%q", local(tlsPort)), "failover.mode": `"advise"`,
+			"production.client_id": "false", "production.xclient": "false", "mirror.sweep": `"0s"`})
 	waitPhase(t, x, "protecting")
 	b.boxes = append(b.boxes, x)
 	b.ways = append(b.ways, way{name, x.IMAP, local(tlsPort), x.SMTP, x.Submission, users, x.Pid()})
@@ -167,7 +169,9 @@ func fillBench(t *testing.T, s *site.Site, u string, n int) {
 	c := dial(t, direct(s), u)
 	var tags []string
 	for i := range n {
-		tags = append(tags, must(c.SendAppend(imapc.Appending{Mailbox: "INBOX", Flags: []string{`\Seen`}, Body: message(fmt.Sprint("b", i), 2000+i%100*80)}))(t))
+		tags = append(tags,
+			must(c.SendAppend(imapc.Appending{Mailbox: "INBOX", Flags: []string{`\Seen`},
+				Body: message(fmt.Sprint("b", i), 2000+i%100*80)}))(t))
 		if len(tags) == 100 || i == n-1 {
 			for _, tag := range tags {
 				if _, err := c.Wait(tag, nil); err != nil {
@@ -221,7 +225,8 @@ func mixed(t *testing.T, addr string, users []string) (done float64, took time.D
 		if _, err := c.Select("INBOX", false); err != nil {
 			t.Fatal(err)
 		}
-		cmds := []string{"NOOP", "UID FETCH 1:20 (FLAGS)", "UID SEARCH ALL", `STATUS INBOX (MESSAGES UNSEEN)`, `UID STORE 1 +FLAGS (\Flagged)`, `UID STORE 1 -FLAGS (\Flagged)`, `LIST "" "*"`}
+		cmds := []string{"NOOP", "UID FETCH 1:20 (FLAGS)", "UID SEARCH ALL", `STATUS INBOX (MESSAGES UNSEEN)`,
+			`UID STORE 1 +FLAGS (\Flagged)`, `UID STORE 1 -FLAGS (\Flagged)`, `LIST "" "*"`}
 		k := 0
 		return func() error { k++; _, err := c.Do(cmds[k%len(cmds)], nil); return err }, c.Close
 	})

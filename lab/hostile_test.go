@@ -38,7 +38,8 @@ func certificate(t *testing.T, dir, name string, serial int64, names ...string) 
 	der := must(x509.CreateCertificate(rand.Reader, tmpl, tmpl, &k.PublicKey, k))(t)
 	kb := must(x509.MarshalECPrivateKey(k))(t)
 	cert, key = filepath.Join(dir, name+".pem"), filepath.Join(dir, name+".key")
-	for path, b := range map[string]*pem.Block{cert: {Type: "CERTIFICATE", Bytes: der}, key: {Type: "EC PRIVATE KEY", Bytes: kb}} {
+	for path, b := range map[string]*pem.Block{cert: {Type: "CERTIFICATE", Bytes: der},
+		key: {Type: "EC PRIVATE KEY", Bytes: kb}} {
 		if err := os.WriteFile(path, pem.EncodeToMemory(b), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -99,14 +100,18 @@ func TestHostileClients(t *testing.T) {
 		{"three bad commands", b.IMAP, "a X\r\nb Y\r\nc Z\r\nd CAPABILITY\r\n", "Too many invalid", "d OK"},
 		{"select before login", b.IMAP, "a SELECT INBOX\r\n", "a BAD", ""},
 		{"NUL in a password", b.IMAP, "a LOGIN x {3+}\r\na\x00b\r\n", "a BAD", ""},
-		{"second login", b.IMAP, login + "m LOGIN " + s.Users[1] + " " + site.Password(s.Users[1]) + "\r\n", "m BAD", "m OK"},
-		{"COMPRESS and NOTIFY", b.IMAP, login + "c COMPRESS DEFLATE\r\nd NOTIFY NONE\r\ne CAPABILITY\r\n", "e OK", "COMPRESS"},
+		{"second login", b.IMAP, login + "m LOGIN " + s.Users[1] + " " + site.Password(s.Users[1]) + "\r\n", "m BAD",
+			"m OK"},
+		{"COMPRESS and NOTIFY", b.IMAP, login + "c COMPRESS DEFLATE\r\nd NOTIFY NONE\r\ne CAPABILITY\r\n", "e OK",
+			"COMPRESS"},
 		{"QRESYNC", b.IMAP, login + "c ENABLE QRESYNC\r\nd SELECT INBOX\r\n", "d OK", "QRESYNC"},
 		{"half-closed after LOGOUT", b.IMAP, login + "z LOGOUT\r\n", "z OK", ""},
 		{"SMTP endless line", b.SMTP, strings.Repeat("x", 200_000), "500", ""},
 		{"SMTP STARTTLS injection", b.SMTP, "EHLO a\r\nSTARTTLS\r\nMAIL FROM:<x@y>\r\n", "554", "250 2.1.0"},
-		{"SMTP pipelined behind DATA", b.SMTP, "EHLO a\r\nMAIL FROM:<x@y.test>\r\nRCPT TO:<" + u + ">\r\nDATA\r\nSubject: x\r\n", "503", "354"},
-		{"SMTP address tricks", b.SMTP, "EHLO a\r\nMAIL FROM:<x@y.test>\r\nRCPT TO:<\"a> ORCPT=x\"@example.test>\r\n", "501", "250 2.1.5"},
+		{"SMTP pipelined behind DATA", b.SMTP, "EHLO a\r\nMAIL FROM:<x@y.test>\r\nRCPT TO:<" + u +
+			">\r\nDATA\r\nSubject: x\r\n", "503", "354"},
+		{"SMTP address tricks", b.SMTP, "EHLO a\r\nMAIL FROM:<x@y.test>\r\nRCPT TO:<\"a> ORCPT=x\"@example.test>\r\n",
+			"501", "250 2.1.5"},
 		{"SMTP control characters", b.SMTP, "EHLO a\r\nMAIL FROM:<x\x00@y>\r\n", "500", ""},
 		{"SMTP BDAT", b.SMTP, "EHLO a\r\nBDAT 99999999999\r\n", "500", "CHUNKING"},
 		{"SMTP relay", b.SMTP, "EHLO a\r\nMAIL FROM:<x@y.test>\r\nRCPT TO:<x@elsewhere.test>\r\n", "554", ""},
@@ -126,7 +131,8 @@ func TestHostileClients(t *testing.T) {
 			_, _ = io.WriteString(conn, l)
 			time.Sleep(50 * time.Millisecond)
 		}
-		_, _ = io.WriteString(conn, "Subject: smuggle\r\n\r\na\n.\nMAIL FROM:<evil@y.test>\r\nRCPT TO:<"+s.Users[1]+">\r\nDATA\r\n\r\n.\r\nQUIT\r\n")
+		_, _ = io.WriteString(conn, "Subject: smuggle\r\n\r\na\n.\nMAIL FROM:<evil@y.test>\r\nRCPT TO:<"+
+			s.Users[1]+">\r\nDATA\r\n\r\n.\r\nQUIT\r\n")
 		all, _ := io.ReadAll(br)
 		if n := strings.Count(string(all), "250 2.0.0"); n != 1 || strings.Count(string(all), "354") != 1 {
 			t.Errorf("%d messages were taken:\n%s", n, all)
@@ -152,7 +158,8 @@ func TestHostileClients(t *testing.T) {
 func starttls(t *testing.T, b *site.Box, u, dir string) {
 	seen := func() int64 {
 		conn := must(net.Dial("tcp", b.IMAP))(t)
-		c, err := imapc.New(t.Context(), conn, imapc.Options{StartTLS: &tls.Config{InsecureSkipVerify: true, ServerName: "mail.example.test"}})
+		c, err := imapc.New(t.Context(), conn, imapc.Options{StartTLS: &tls.Config{InsecureSkipVerify: true,
+			ServerName: "mail.example.test"}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -184,7 +191,8 @@ func TestTLSOnBothSides(t *testing.T) {
 	}
 	t.Cleanup(s.Stop)
 	imaps, submissions := local(must(site.FreePort())(t)), local(must(site.FreePort())(t))
-	b := newBox(t, s, map[string]string{"certificate": fmt.Sprintf("[{cert=%q, key=%q}]", cert, key), "listen.imaps": strconv.Quote(imaps),
+	b := newBox(t, s, map[string]string{"certificate": fmt.Sprintf("[{cert=%q, key=%q}]", cert, key),
+		"listen.imaps":       strconv.Quote(imaps),
 		"listen.submissions": strconv.Quote(submissions), "listen.plain_login": "false", "production.imap_security": `"starttls"`,
 		"production.smtp_security": `"starttls"`, "production.submission_security": `"starttls"`, "production.ca": strconv.Quote(cert), "production.server_name": `"mail.example.test"`})
 	waitPhase(t, b, "protecting")
@@ -202,7 +210,8 @@ func TestTLSOnBothSides(t *testing.T) {
 		sc := &smtpClient{conn: secure(submissions)}
 		sc.br = bufio.NewReader(sc.conn)
 		text := strings.TrimSuffix(string(message(id, 300)), "\r\n") + "\r\n."
-		if err := sc.talk("", "EHLO c.test", "AUTH PLAIN "+plain(u), "MAIL FROM:<"+u+">", "RCPT TO:<"+u+">", "DATA", text, "QUIT"); err != nil {
+		if err := sc.talk("", "EHLO c.test", "AUTH PLAIN "+plain(u), "MAIL FROM:<"+u+">", "RCPT TO:<"+u+">", "DATA",
+			text, "QUIT"); err != nil {
 			t.Fatal(err)
 		}
 		waitFor(t, "delivery of "+id, func() bool {
@@ -215,14 +224,18 @@ func TestTLSOnBothSides(t *testing.T) {
 				t.Fatal(err)
 			}
 			found := false
-			if _, err := c.Do("SEARCH SUBJECT "+id, func(r imapwire.Response, _ []byte) error { found = len(r.Rest) > 0; return nil }); err != nil {
+			if _, err := c.Do("SEARCH SUBJECT "+id, func(r imapwire.Response, _ []byte) error {
+				found = len(r.Rest) > 0
+				return nil
+			}); err != nil {
 				t.Fatal(err)
 			}
 			return found
 		})
 	}
 	round("carried")
-	if got := talk(t, b.IMAP, "a LOGIN "+u+" "+site.Password(u)+"\r\n"); !strings.Contains(got, "PRIVACYREQUIRED") || !strings.Contains(got, "LOGINDISABLED") {
+	if got := talk(t, b.IMAP, "a LOGIN "+u+" "+site.Password(u)+"\r\n"); !strings.Contains(got, "PRIVACYREQUIRED") ||
+		!strings.Contains(got, "LOGINDISABLED") {
 		t.Errorf("login without TLS: %s", got)
 	}
 	waitFor(t, "the password is learned", func() bool { return must(b.Status(t.Context()))(t).Verifiers > 0 })
@@ -234,7 +247,8 @@ func TestTLSOnBothSides(t *testing.T) {
 	if err := s.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := exec.Command(binary, "doctor", "--config", wrong.Config()).CombinedOutput(); err == nil || !strings.Contains(string(out), "other.example.test") {
+	if out, err := exec.Command(binary, "doctor", "--config", wrong.Config()).CombinedOutput(); err == nil ||
+		!strings.Contains(string(out), "other.example.test") {
 		t.Errorf("a wrong certificate: %v\n%s", err, out)
 	}
 }
@@ -267,21 +281,25 @@ func TestBadInput(t *testing.T) {
 		if err := os.WriteFile(b.Config(), text[:cut], 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if out, err := exec.Command(binary, "config", "check", "--config", b.Config()).CombinedOutput(); err == nil || !strings.Contains(string(out), "settings") {
+		if out, err := exec.Command(binary, "config", "check", "--config", b.Config()).CombinedOutput(); err == nil ||
+			!strings.Contains(string(out), "settings") {
 			t.Errorf("settings cut at %d/8: %s", n, out)
 		}
 	}
 	if err := os.WriteFile(b.Config(), text, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := exec.Command(binary, "doctor", "--config", b.Config()).CombinedOutput(); err != nil || !strings.Contains(string(out), "hidden from clients") {
+	if out, err := exec.Command(binary, "doctor", "--config", b.Config()).CombinedOutput(); err != nil ||
+		!strings.Contains(string(out), "hidden from clients") {
 		t.Errorf("doctor: %v\n%s", err, out)
 	}
 	s.Kill()
-	if out, err := exec.Command(binary, "doctor", "--config", b.Config()).CombinedOutput(); err == nil || !strings.Contains(string(out), "connection refused") {
+	if out, err := exec.Command(binary, "doctor", "--config", b.Config()).CombinedOutput(); err == nil ||
+		!strings.Contains(string(out), "connection refused") {
 		t.Errorf("doctor before a dead server: %v\n%s", err, out)
 	}
-	if out, err := exec.Command(binary, "status", "--config", b.Config()).CombinedOutput(); err == nil || !strings.Contains(string(out), "not running") {
+	if out, err := exec.Command(binary, "status", "--config", b.Config()).CombinedOutput(); err == nil ||
+		!strings.Contains(string(out), "not running") {
 		t.Errorf("status of none: %s", out)
 	}
 }

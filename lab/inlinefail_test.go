@@ -80,7 +80,9 @@ func TestT17_TakeoverInTheWire(t *testing.T) {
 	u := n.site.Users
 	mac := n.server.MAC("eth0").String()
 	held := map[string]*imapc.Conn{}
-	for name, c := range map[string]*imapc.Conn{"IPv4": login(t, n.client, server4, u[0]), "IPv6": login(t, n.client, server6, u[1]), "routed": login(t, n.remote, server4, u[0]), "routed IPv6": login(t, n.remote, server6, u[2])} {
+	for name, c := range map[string]*imapc.Conn{"IPv4": login(t, n.client, server4, u[0]),
+		"IPv6": login(t, n.client, server6, u[1]), "routed": login(t, n.remote, server4, u[0]),
+		"routed IPv6": login(t, n.remote, server6, u[2])} {
 		do(t, c, "SELECT INBOX")
 		held[name] = c
 	}
@@ -150,7 +152,8 @@ func TestT17_TakeoverInTheWire(t *testing.T) {
 				}
 				id := fmt.Sprint(strings.ReplaceAll(f.name, " ", "-"), i)
 				for name, user := range map[string]string{"IPv4": u[0], "IPv6": u[1], "routed IPv6": u[2]} {
-					if _, _, err := held[name].Append(imapc.Appending{Mailbox: "INBOX", Body: message(id+user, 800)}); err != nil {
+					if _, _, err := held[name].Append(imapc.Appending{Mailbox: "INBOX",
+						Body: message(id+user, 800)}); err != nil {
 						t.Fatalf("append in %s: %v", name, err)
 					}
 					acked[id+user] = user

@@ -41,7 +41,8 @@ type network struct {
 func newNetwork(t *testing.T) *network {
 	t.Helper()
 	n := &network{}
-	for name, h := range map[string]**hosts.Host{"client": &n.client, "other": &n.other, "router": &n.router, "remote": &n.remote, "lan": &n.lan, "box": &n.box, "cable": &n.cable, "server": &n.server} {
+	for name, h := range map[string]**hosts.Host{"client": &n.client, "other": &n.other, "router": &n.router,
+		"remote": &n.remote, "lan": &n.lan, "box": &n.box, "cable": &n.cable, "server": &n.server} {
 		*h = must(hosts.New(name))(t)
 		t.Cleanup((*h).Close)
 	}
@@ -127,9 +128,12 @@ func (n *network) unplugged(t *testing.T, more map[string]string) {
 	n.b = must(site.NewBox(dir, n.binary, n.site, n.settings(more)))(t)
 	n.b.Host = n.box
 	const nobody = 65534
-	n.b.Attr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}, AmbientCaps: []uintptr{unix.CAP_NET_ADMIN, unix.CAP_NET_RAW}}
+	n.b.Attr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody},
+		AmbientCaps: []uintptr{unix.CAP_NET_ADMIN, unix.CAP_NET_RAW}}
 	check(t, os.Chmod(filepath.Dir(dir), 0o755))
-	check(t, filepath.WalkDir(dir, func(p string, _ fs.DirEntry, err error) error { return errors.Join(err, os.Chown(p, nobody, nobody)) }))
+	check(t, filepath.WalkDir(dir, func(p string, _ fs.DirEntry, err error) error {
+		return errors.Join(err, os.Chown(p, nobody, nobody))
+	}))
 }
 
 // plug puts a running box into the wire.

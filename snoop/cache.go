@@ -21,13 +21,6 @@ import (
 	"understudy/replica/row"
 )
 
-// Replica is what the cache changes.
-type Replica interface {
-	Mailboxes
-	Moves
-	Deliveries
-}
-
 // Deliveries keeps inbound mail.
 type Deliveries interface {
 	BeginHold() (ended func())
@@ -61,8 +54,10 @@ type Syncer interface {
 
 // Options of New.
 type Options struct {
-	Replica Replica
-	Syncer  Syncer
+	Mailboxes  Mailboxes
+	Moves      Moves
+	Deliveries Deliveries
+	Syncer     Syncer
 	// Local reports whether mail for an address stays on production.
 	Local func(addr string) bool
 	Log   *slog.Logger
@@ -91,7 +86,7 @@ func (c *Cache) Hint(account, mailbox string) { c.opt.Syncer.Hint(account, mailb
 
 // Virtual returns what a mailbox's UIDVALIDITY is shown as, 0 if as it is.
 func (c *Cache) Virtual(account, mailbox string) uint32 {
-	boxes, err := c.opt.Replica.Mailboxes(account)
+	boxes, err := c.opt.Mailboxes.Mailboxes(account)
 	if err != nil {
 		return 0
 	}
@@ -117,7 +112,8 @@ type Arrival struct {
 // Arriving begins to hold a message for those of its recipients whose mailboxes
 // are on production.
 func (c *Cache) Arriving(ctx context.Context, m row.Envelope, sp row.Spool) *Arrival {
-	a := &Arrival{c: c, ctx: context.WithoutCancel(ctx), done: make(chan error, 1), h: row.Held{From: m.From, Params: m.Params, Arrived: time.Now()}}
+	a := &Arrival{c: c, ctx: context.WithoutCancel(ctx), done: make(chan error, 1),
+		h: row.Held{From: m.From, Params: m.Params, Arrived: time.Now()}}
 	for _, r := range m.Rcpts {
 		if c.opt.Local(r) {
 			a.h.Rcpts = append(a.h.Rcpts, r)
@@ -130,7 +126,7 @@ func (c *Cache) Arriving(ctx context.Context, m row.Envelope, sp row.Spool) *Arr
 		return a
 	}
 	sp.Start()
-	ended := c.opt.Replica.BeginHold()
+	ended := c.opt.Deliveries.BeginHold()
 	go func() {
 		err := a.hold(sp)
 		ended()
@@ -144,7 +140,7 @@ func (a *Arrival) hold(sp row.Spool) error {
 	if a.h.Ref, err = sp.Commit(); err != nil {
 		return err
 	}
-	a.h, err = a.c.opt.Replica.Hold(a.ctx, a.h)
+	a.h, err = a.c.opt.Deliveries.Hold(a.ctx, a.h)
 	return err
 }
 
@@ -153,7 +149,7 @@ func (a *Arrival) Accepted() error {
 	if err := <-a.done; err != nil || len(a.h.Rcpts) == 0 {
 		return err
 	}
-	a.c.opt.Replica.Confirm(a.h.ID)
+	a.c.opt.Deliveries.Confirm(a.h.ID)
 	a.expect()
 	return nil
 }
@@ -161,7 +157,7 @@ func (a *Arrival) Accepted() error {
 func (a *Arrival) expect() {
 	a.c.held.Add(1)
 	for _, r := range a.h.Rcpts {
-		if rt, ok := a.c.opt.Replica.RouteOf(r); ok {
+		if rt, ok := a.c.opt.Deliveries.RouteOf(r); ok {
 			a.c.opt.Syncer.Expect(rt.Account, rt.Mailbox)
 		}
 	}
@@ -175,17 +171,17 @@ func (c *Cache) Overheard(ctx context.Context, m row.Envelope, sp row.Spool) err
 		return err
 	}
 	for _, r := range a.h.Rcpts {
-		if rt, ok := c.opt.Replica.RouteOf(r); ok {
+		if rt, ok := c.opt.Deliveries.RouteOf(r); ok {
 			// After this, syncs that began before the message was held are over.
 			if err := c.opt.Syncer.SyncMailbox(ctx, rt.Account, rt.Mailbox); err != nil {
 				return err
 			}
 		}
 	}
-	if !c.opt.Replica.Delivered(row.Envelope{Rcpts: a.h.Rcpts}, a.h.Ref, a.h.Arrived) {
+	if !c.opt.Deliveries.Delivered(row.Envelope{Rcpts: a.h.Rcpts}, a.h.Ref, a.h.Arrived) {
 		return nil
 	}
-	return c.opt.Replica.Found(ctx, a.h.ID)
+	return c.opt.Deliveries.Found(ctx, a.h.ID)
 }
 
 // Owe keeps a message of which nobody knows whether production has it, for the
@@ -197,8 +193,9 @@ func (a *Arrival) Owe() (others []string, err error) {
 		return a.others, err
 	}
 	defer a.expect()
-	a.c.opt.Log.Info("production was lost before it answered for a message; it is owed", "held", a.h.ID, "recipients", len(a.h.Rcpts))
-	return a.others, a.c.opt.Replica.Owe(a.ctx, a.h.ID)
+	a.c.opt.Log.Info("production was lost before it answered for a message; it is owed", "held", a.h.ID, "recipients",
+		len(a.h.Rcpts))
+	return a.others, a.c.opt.Deliveries.Owe(a.ctx, a.h.ID)
 }
 
 // Refused forgets the message: production refused it, or gave no answer, and
@@ -207,7 +204,7 @@ func (a *Arrival) Refused() {
 	if err := <-a.done; err != nil || len(a.h.Rcpts) == 0 {
 		return
 	}
-	if err := a.c.opt.Replica.Refuse(a.ctx, a.h.ID); err != nil {
+	if err := a.c.opt.Deliveries.Refuse(a.ctx, a.h.ID); err != nil {
 		a.c.opt.Log.Error("forget a refused message", "held", a.h.ID, "err", err)
 	}
 }
@@ -224,27 +221,27 @@ func (c *Cache) Repeated(ctx context.Context, e row.Envelope, ref row.Ref) (bool
 	if slices.ContainsFunc(e.Rcpts, func(r string) bool { return !c.opt.Local(r) }) {
 		return false, nil
 	}
-	since, before, ok := c.opt.Replica.Again(e, ref)
+	since, before, ok := c.opt.Deliveries.Again(e, ref)
 	if !ok {
 		return false, nil
 	}
 	for end := time.Now().Add(repeatWait); ; {
-		if h, ok := c.opt.Replica.Holding(e, ref); ok {
+		if h, ok := c.opt.Deliveries.Holding(e, ref); ok {
 			c.opt.Log.Info("a sender that was not answered came again; the message is held", "held", h.ID)
 			if !before || !h.ProductionMayHaveIt() {
 				return true, nil
 			}
-			return true, c.opt.Replica.Owe(ctx, h.ID)
+			return true, c.opt.Deliveries.Owe(ctx, h.ID)
 		}
 		for _, r := range e.Rcpts {
-			if rt, ok := c.opt.Replica.RouteOf(r); ok {
+			if rt, ok := c.opt.Deliveries.RouteOf(r); ok {
 				// Without production what the replica has decides.
 				sync, cancel := context.WithTimeout(ctx, repeatWait/2)
 				_ = c.opt.Syncer.SyncMailbox(sync, rt.Account, rt.Mailbox)
 				cancel()
 			}
 		}
-		if c.opt.Replica.Delivered(e, ref, since) {
+		if c.opt.Deliveries.Delivered(e, ref, since) {
 			c.opt.Log.Info("a sender that was not answered came again; the message was delivered")
 			return true, nil
 		}

@@ -11,9 +11,16 @@ import (
 	"understudy/replica/row"
 )
 
+// replica is all that the cache changes.
+type replica interface {
+	Mailboxes
+	Moves
+	Deliveries
+}
+
 // fake is a replica with one mailbox, and a production that cannot be read.
 type fake struct {
-	Replica
+	replica
 	synced bool
 	hints  int
 	held   row.Held
@@ -67,7 +74,8 @@ func (noSpool) Commit() (row.Ref, error) { return row.Ref{}, nil }
 func TestT10_Overheard(t *testing.T) {
 	for _, delivered := range []bool{false, true} {
 		f := &fake{delivered: delivered}
-		cache := New(Options{Replica: f, Syncer: f, Log: slog.New(slog.DiscardHandler), Local: func(string) bool { return true }})
+		cache := New(Options{Mailboxes: f, Moves: f, Deliveries: f, Syncer: f, Log: slog.New(slog.DiscardHandler),
+			Local: func(string) bool { return true }})
 		err := cache.Overheard(t.Context(), row.Envelope{Rcpts: []string{"a@here"}}, noSpool{})
 		if err != nil || f.forgotten != delivered || f.holding != 0 {
 			t.Errorf("in a mailbox %v: %v, forgotten %v, %d holds under way", delivered, err, f.forgotten, f.holding)
@@ -92,7 +100,8 @@ func TestN18_Repeated(t *testing.T) {
 		{"one recipient is elsewhere", []string{"a@here", "b@there"}, true, row.HeldAccepted, false, 0},
 	} {
 		f := &fake{before: c.before, held: row.Held{ID: 7, State: c.held}}
-		cache := New(Options{Replica: f, Syncer: f, Log: slog.New(slog.DiscardHandler), Local: func(a string) bool { return strings.HasSuffix(a, "@here") }})
+		cache := New(Options{Mailboxes: f, Moves: f, Deliveries: f, Syncer: f, Log: slog.New(slog.DiscardHandler),
+			Local: func(a string) bool { return strings.HasSuffix(a, "@here") }})
 		again, err := cache.Repeated(t.Context(), row.Envelope{Rcpts: c.rcpts}, row.Ref{})
 		if err != nil || again != c.again || f.owed != c.owed {
 			t.Errorf("%s: %v, %v, owed %d", c.name, again, err, f.owed)

@@ -44,7 +44,7 @@ func (c *Cache) expectLate(l lateCopy) {
 
 // expectCopies expects late copies of a COPY or MOVE that was asked again.
 func (c *Cache) expectCopies(account string, cp row.CopyOf, mark uint32) {
-	sn, err := c.opt.Replica.Snapshot(account, cp.To)
+	sn, err := c.opt.Mailboxes.Snapshot(account, cp.To)
 	if err != nil {
 		return
 	}
@@ -98,7 +98,7 @@ func (c *Cache) dropLate(ctx context.Context, l lateCopy) error {
 	if err := c.opt.Syncer.SyncMailbox(ctx, l.account, l.mailbox); err != nil {
 		return err
 	}
-	sn, err := c.opt.Replica.Snapshot(l.account, l.mailbox)
+	sn, err := c.opt.Mailboxes.Snapshot(l.account, l.mailbox)
 	if err != nil {
 		return err
 	}
@@ -110,7 +110,8 @@ func (c *Cache) dropLate(ctx context.Context, l lateCopy) error {
 	}
 	var uids []uint32
 	for _, m := range sn.Rows {
-		if _, own := l.told[m.UID]; m.UID >= l.mark && there[m.Ref] && !own && !c.told.has(l.account, l.mailbox, m.UID) {
+		if _, own := l.told[m.UID]; m.UID >= l.mark && there[m.Ref] && !own &&
+			!c.told.has(l.account, l.mailbox, m.UID) {
 			uids = append(uids, m.UID)
 		}
 	}

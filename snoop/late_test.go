@@ -48,10 +48,11 @@ func TestB5_LateCopies(t *testing.T) {
 		for _, u := range c.uids {
 			f.rows = append(f.rows, &row.Message{UID: u, Ref: same})
 		}
-		cache := New(Options{Replica: f, Syncer: f, Log: slog.New(slog.DiscardHandler)})
+		cache := New(Options{Mailboxes: f, Moves: f, Deliveries: f, Syncer: f, Log: slog.New(slog.DiscardHandler)})
 		cache.told.add("a", "Filed", 20)
-		if err := cache.dropLate(t.Context(), lateCopy{account: "a", mailbox: "Filed", told: map[uint32]row.Ref{11: same},
-			mark: 10}); err != nil || !slices.Equal(f.expunged, c.want) {
+		if err := cache.dropLate(t.Context(),
+			lateCopy{account: "a", mailbox: "Filed", told: map[uint32]row.Ref{11: same},
+				mark: 10}); err != nil || !slices.Equal(f.expunged, c.want) {
 			t.Errorf("%s: expunged %v, %v", c.name, f.expunged, err)
 		}
 	}

@@ -14,7 +14,7 @@ import (
 
 // Known is what the replica holds of a mailbox now; nil if it does not know it.
 func (c *Cache) Known(account, mailbox string) *row.Snapshot {
-	sn, err := c.opt.Replica.Snapshot(account, mailbox)
+	sn, err := c.opt.Mailboxes.Snapshot(account, mailbox)
 	if err != nil {
 		return nil
 	}
@@ -24,7 +24,7 @@ func (c *Cache) Known(account, mailbox string) *row.Snapshot {
 // Changes returns the flags of the messages that changed after a MODSEQ of the
 // replica (0: none), and of some others.
 func (c *Cache) Changes(account, mailbox string, since uint64, also []uint32) []row.FlagsOf {
-	sn, err := c.opt.Replica.Snapshot(account, mailbox)
+	sn, err := c.opt.Mailboxes.Snapshot(account, mailbox)
 	if err != nil {
 		return nil
 	}
@@ -40,7 +40,7 @@ func (c *Cache) Changes(account, mailbox string, since uint64, also []uint32) []
 // Mark returns the UID that the next message of a mailbox gets, as far as the
 // replica knows.
 func (c *Cache) Mark(account, mailbox string) uint32 {
-	sn, err := c.opt.Replica.Snapshot(account, mailbox)
+	sn, err := c.opt.Mailboxes.Snapshot(account, mailbox)
 	if err != nil {
 		return 0
 	}
@@ -67,17 +67,18 @@ func (c *Cache) Outcome(ctx context.Context, account string, ex *imapsession.Exc
 	if ex.Unknown || len(ex.UIDs) == 0 {
 		return "", false, nil
 	}
-	before, err := c.opt.Replica.Snapshot(account, ex.Mailbox)
+	before, err := c.opt.Mailboxes.Snapshot(account, ex.Mailbox)
 	if err != nil {
 		return "", false, nil
 	}
 	if production {
-		err := errors.Join(c.opt.Syncer.SyncMailbox(ctx, account, ex.Mailbox), c.opt.Syncer.SyncMailbox(ctx, account, to))
+		err := errors.Join(c.opt.Syncer.SyncMailbox(ctx, account, ex.Mailbox),
+			c.opt.Syncer.SyncMailbox(ctx, account, to))
 		if err != nil {
 			return "", false, err
 		}
 	}
-	dst, err := c.opt.Replica.Snapshot(account, to)
+	dst, err := c.opt.Mailboxes.Snapshot(account, to)
 	if err != nil {
 		return "", false, nil // no such mailbox: nothing was copied
 	}
@@ -99,7 +100,7 @@ func (c *Cache) Outcome(ctx context.Context, account string, ex *imapsession.Exc
 					refs = append(refs, m.Ref)
 				}
 			}
-			return "", false, c.opt.Replica.NoteDoubt(ctx, account, row.RepeatedDoubt(to, refs...))
+			return "", false, c.opt.Moves.NoteDoubt(ctx, account, row.RepeatedDoubt(to, refs...))
 		}
 		return "", false, nil
 	}
@@ -109,7 +110,7 @@ func (c *Cache) Outcome(ctx context.Context, account string, ex *imapsession.Exc
 		c.told.add(account, to, copies...)
 	}
 	if move && production {
-		now, err := c.opt.Replica.Snapshot(account, ex.Mailbox)
+		now, err := c.opt.Mailboxes.Snapshot(account, ex.Mailbox)
 		if err != nil {
 			return "", false, err
 		}
@@ -135,20 +136,20 @@ func (c *Cache) outcomeOfAppend(ctx context.Context, account string, ex *imapses
 	}
 	if production {
 		if err := c.opt.Syncer.SyncMailbox(ctx, account, ex.Mailbox); err != nil {
-			if _, none := c.opt.Replica.Snapshot(account, ex.Mailbox); none != nil {
+			if _, none := c.opt.Mailboxes.Snapshot(account, ex.Mailbox); none != nil {
 				return "", false, nil
 			}
 			return "", false, err
 		}
 	}
-	sn, err := c.opt.Replica.Snapshot(account, ex.Mailbox)
+	sn, err := c.opt.Mailboxes.Snapshot(account, ex.Mailbox)
 	if err != nil {
 		return "", false, nil
 	}
 	uid := c.arrived(account, sn, ex.Kept.Mark, ref, nil)
 	switch {
 	case uid == 0 && !production:
-		return "", false, c.opt.Replica.NoteDoubt(ctx, account, row.RepeatedDoubt(ex.Mailbox, ref))
+		return "", false, c.opt.Moves.NoteDoubt(ctx, account, row.RepeatedDoubt(ex.Mailbox, ref))
 	case uid == 0:
 		return "", false, nil
 	}
@@ -160,7 +161,8 @@ func (c *Cache) outcomeOfAppend(ctx context.Context, account string, ex *imapses
 // that nobody was told to be his.
 func (c *Cache) arrived(account string, sn *row.Snapshot, mark uint32, ref row.Ref, but []uint32) uint32 {
 	for _, m := range sn.Rows {
-		if m.UID >= mark && m.Ref == ref && !m.Fresh && !slices.Contains(but, m.UID) && !c.told.has(account, sn.Name, m.UID) {
+		if m.UID >= mark && m.Ref == ref && !m.Fresh && !slices.Contains(but, m.UID) &&
+			!c.told.has(account, sn.Name, m.UID) {
 			return m.UID
 		}
 	}

@@ -49,14 +49,14 @@ func (c *Cache) Follow(ctx context.Context, account, mailbox string) {
 // Intend notes a MOVE that is about to be sent to production: should this process end
 // before its answer, it is a doubt.
 func (c *Cache) Intend(account string, d row.Doubt) imapsession.Intent {
-	arrived, over := c.opt.Replica.Intend(account, d)
+	arrived, over := c.opt.Moves.Intend(account, d)
 	return imapsession.Intent{Arrived: arrived, Over: over}
 }
 
 // Unanswered keeps what a MOVE may have done that production did not answer before
 // the session was lost.
 func (c *Cache) Unanswered(account string, d row.Doubt) {
-	if err := c.opt.Replica.NoteDoubt(context.Background(), account, d); err != nil {
+	if err := c.opt.Moves.NoteDoubt(context.Background(), account, d); err != nil {
 		c.opt.Log.Error("keep an unanswered MOVE", "account", account, "err", err)
 	}
 }
@@ -100,7 +100,7 @@ func (c *Cache) fromWire(ctx context.Context, account string, ex *imapsession.Ex
 	default:
 		// What an EXPUNGE did the first time was not told.
 		if ex.Verb == imapwire.Expunge && !ex.Tries.Again {
-			err = c.opt.Replica.LearnExpunge(ctx, account, ex.Mailbox, ex.Heard.Expunged)
+			err = c.opt.Mailboxes.LearnExpunge(ctx, account, ex.Mailbox, ex.Heard.Expunged)
 		}
 	}
 	if err == nil {
@@ -118,7 +118,7 @@ func (c *Cache) bySync(ctx context.Context, account string, ex *imapsession.Exch
 	case unreadable && (ex.Verb == imapwire.Append || ex.Verb.MovesOrCopies()):
 		return c.syncAll(ctx, account) // production knows where, and nobody here
 	case ex.Verb == imapwire.Close:
-		sn, err := c.opt.Replica.Snapshot(account, ex.Mailbox)
+		sn, err := c.opt.Mailboxes.Snapshot(account, ex.Mailbox)
 		if err == nil && !slices.ContainsFunc(sn.Rows, func(m *row.Message) bool { return m.HasFlag(`\Deleted`) }) {
 			c.opt.Syncer.Hint(account, ex.Mailbox)
 			return nil
@@ -143,7 +143,7 @@ func (c *Cache) syncAll(ctx context.Context, account string) error {
 	if err := c.opt.Syncer.SyncFolders(ctx, account); err != nil {
 		return err
 	}
-	boxes, err := c.opt.Replica.Mailboxes(account)
+	boxes, err := c.opt.Mailboxes.Mailboxes(account)
 	for _, m := range boxes {
 		if err == nil && !m.NoSelect {
 			err = c.syncBox(ctx, account, m.Name)
@@ -159,13 +159,14 @@ const seedLimit = time.Second
 // syncBox syncs a mailbox. One whose first copy is not done yet cannot be made
 // whole while a client waits: its changes are on production alone until then.
 func (c *Cache) syncBox(ctx context.Context, account, mailbox string) error {
-	if sn, err := c.opt.Replica.Snapshot(account, mailbox); err == nil && sn.Synced {
+	if sn, err := c.opt.Mailboxes.Snapshot(account, mailbox); err == nil && sn.Synced {
 		return c.opt.Syncer.SyncMailbox(ctx, account, mailbox)
 	}
 	ctx, cancel := context.WithTimeout(ctx, seedLimit)
 	defer cancel()
 	if err := c.opt.Syncer.SyncMailbox(ctx, account, mailbox); err != nil {
-		c.opt.Log.Debug("change in a mailbox that is not copied yet", "account", account, "mailbox", mailbox, "err", err)
+		c.opt.Log.Debug("change in a mailbox that is not copied yet", "account", account, "mailbox", mailbox, "err",
+			err)
 		c.opt.Syncer.Hint(account, mailbox)
 	}
 	return nil
@@ -194,12 +195,13 @@ func (c *Cache) appended(ctx context.Context, account string, ex *imapsession.Ex
 	if n.Ref, err = sp.Commit(); err != nil {
 		return err
 	}
-	if err := c.opt.Replica.LearnAppend(ctx, account, n); err != nil {
+	if err := c.opt.Mailboxes.LearnAppend(ctx, account, n); err != nil {
 		return err
 	}
 	c.told.add(account, n.Mailbox, uid)
 	if ex.Tries.Again {
-		c.expectLate(lateCopy{account: account, mailbox: n.Mailbox, told: map[uint32]row.Ref{uid: n.Ref}, mark: ex.Kept.Mark})
+		c.expectLate(lateCopy{account: account, mailbox: n.Mailbox, told: map[uint32]row.Ref{uid: n.Ref},
+			mark: ex.Kept.Mark})
 	}
 	c.opt.Syncer.Hint(account, ex.Mailbox) // for the date that production gave it
 	return nil
@@ -215,7 +217,7 @@ func (c *Cache) stored(ctx context.Context, account string, ex *imapsession.Exch
 	for _, f := range ex.Heard.Fetched {
 		told = append(told, row.FlagsOf{UID: f.UID, Flags: f.Flags})
 	}
-	return c.opt.Replica.LearnFlags(ctx, account, ex.Mailbox, ch, told)
+	return c.opt.Mailboxes.LearnFlags(ctx, account, ex.Mailbox, ch, told)
 }
 
 func (c *Cache) copied(ctx context.Context, account string, ex *imapsession.Exchange) error {
@@ -224,7 +226,7 @@ func (c *Cache) copied(ctx context.Context, account string, ex *imapsession.Exch
 	if cp.UIDValidity, cp.Src, cp.Dst, err = imapsession.ParseCopyUID(ex.Heard.CopyUID); err != nil {
 		return errUnclear
 	}
-	if err := c.opt.Replica.LearnCopy(ctx, account, cp); err != nil {
+	if err := c.opt.Mailboxes.LearnCopy(ctx, account, cp); err != nil {
 		return err
 	}
 	c.told.add(account, cp.To, cp.Dst...)

@@ -32,7 +32,8 @@ func TestSettle(t *testing.T) {
 		ex     imapsession.Exchange
 		want   error
 	}{
-		{"clear", true, "EXPUNGE", imapsession.Exchange{Mailbox: "INBOX", Heard: imapsession.Heard{Expunged: []uint32{3}}},
+		{"clear", true, "EXPUNGE",
+			imapsession.Exchange{Mailbox: "INBOX", Heard: imapsession.Heard{Expunged: []uint32{3}}},
 			nil},
 		{"unclear", true, "EXPUNGE", imapsession.Exchange{Mailbox: "INBOX", Unknown: true}, errDown},
 		{"asked again", true, "UID EXPUNGE 3", imapsession.Exchange{Mailbox: "INBOX",
@@ -42,8 +43,9 @@ func TestSettle(t *testing.T) {
 		{"append without UID", true, "APPEND INBOX {1+}\r\nx", imapsession.Exchange{Mailbox: "INBOX"}, errDown},
 	} {
 		f := &fake{synced: c.synced}
-		cache := New(Options{Replica: f, Syncer: f, Log: slog.New(slog.DiscardHandler)})
-		if err := cache.Settle(t.Context(), "a", command(t, c.text, c.ex), imapwire.Response{Name: "OK"}); !errors.Is(err,
+		cache := New(Options{Mailboxes: f, Moves: f, Deliveries: f, Syncer: f, Log: slog.New(slog.DiscardHandler)})
+		if err := cache.Settle(t.Context(), "a", command(t, c.text, c.ex),
+			imapwire.Response{Name: "OK"}); !errors.Is(err,
 			c.want) {
 			t.Errorf("%s: %v, want %v", c.name, err, c.want)
 		}
@@ -78,7 +80,7 @@ func TestSettleUnreadable(t *testing.T) {
 		"COPY 1 Filed":                {"Filed", "INBOX"},
 	} {
 		s := &syncs{fake: fake{synced: true}}
-		cache := New(Options{Replica: s, Syncer: s, Log: slog.New(slog.DiscardHandler)})
+		cache := New(Options{Mailboxes: s, Moves: s, Deliveries: s, Syncer: s, Log: slog.New(slog.DiscardHandler)})
 		ex := command(t, text, imapsession.Exchange{Mailbox: "INBOX", Unknown: true})
 		if err := cache.Settle(t.Context(), "a", ex, imapwire.Response{Name: "OK"}); err != nil || !slices.Equal(s.read,
 			want) {

@@ -148,7 +148,8 @@ func (b *Box) assemble(certs *proxy.Certificates) error {
 		Deliveries: b.store, Moves: b.store, Tasks: b.store, Dial: b.production.DialMaster, Log: log,
 		Accounts: b.production.Accounts, Streams: cfg.Mirror.Streams, PerAccount: cfg.Mirror.PerAccount,
 		Sweep: cfg.Mirror.Sweep.D(), IdleLimit: cfg.Mirror.Idle})
-	b.cache = snoop.New(snoop.Options{Replica: b.store, Syncer: b.mirror, Local: b.local, Log: log})
+	b.cache = snoop.New(snoop.Options{Mailboxes: b.store, Moves: b.store, Deliveries: b.store,
+		Syncer: b.mirror, Local: b.local, Log: log})
 	losses, err := openLosses(b.store, b.mirror, log)
 	if err != nil {
 		return err

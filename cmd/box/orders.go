@@ -80,22 +80,26 @@ func (v *service) order(ctx context.Context, h failover.Happened, wait bool, tex
 	reached func(failover.Duties) bool) (api.Answer, error) {
 	states, stop := v.keeper.Watch()
 	defer stop()
-	start := <-states
-	v.keeper.Tell(h)
+	taken := v.keeper.Order(h)
 	if !wait {
 		return api.Answer{Text: "ordered; see `understudy status`"}, nil
 	}
+	select {
+	case <-taken: // what was told before it has its effects first
+	case <-ctx.Done():
+		return api.Answer{}, ctx.Err()
+	}
+	st := v.keeper.State()
 	for {
+		switch d := st.Duties(); {
+		case d.Moving:
+		case reached(d):
+			return api.Answer{Text: text + " (" + st.Why + ")"}, nil
+		default:
+			return api.Answer{}, errors.New(st.Why)
+		}
 		select {
-		case st := <-states:
-			moved := st.Since != start.Since || st.Phase != start.Phase
-			switch d := st.Duties(); {
-			case !moved || d.Moving:
-			case reached(d):
-				return api.Answer{Text: text + " (" + st.Why + ")"}, nil
-			default:
-				return api.Answer{}, errors.New(st.Why)
-			}
+		case st = <-states:
 		case <-ctx.Done():
 			return api.Answer{}, ctx.Err()
 		}

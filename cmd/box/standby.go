@@ -62,12 +62,15 @@ func (s standby) NewSMTP(ctx context.Context, c seam.Client) smtp.Upstream {
 // SMTPUpstream lets the standby's SMTP session stand where production's would.
 type SMTPUpstream struct{ Session *smtpd.Session }
 
+// Greeting is the standby's own.
 func (u SMTPUpstream) Greeting() (smtpwire.Reply, error) { return u.Session.Greeting(), nil }
 
+// Hello greets in the client's name.
 func (u SMTPUpstream) Hello(c seam.Client) (smtpwire.Reply, error) {
 	return u.Session.Hello(c.Helo, c.ESMTP), nil
 }
 
+// Auth checks a password; the standby can check nothing else, and for nobody else.
 func (u SMTPUpstream) Auth(l seam.Login) (smtpwire.Reply, error) {
 	if l.Token() || l.User != l.AuthUser {
 		return smtpwire.NewReply(454, "4.7.0 Temporary authentication failure"), nil
@@ -75,10 +78,12 @@ func (u SMTPUpstream) Auth(l seam.Login) (smtpwire.Reply, error) {
 	return u.Session.Auth(l.User, l.Password, seam.ErrDenied), nil
 }
 
+// Command runs a command that is neither of the others'.
 func (u SMTPUpstream) Command(verb, line string) (smtpwire.Reply, error) {
 	return u.Session.Command(verb, line), nil
 }
 
+// Data begins a message; w is nil if it is refused.
 func (u SMTPUpstream) Data() (io.Writer, smtpwire.Reply, error) {
 	w, no := u.Session.Data()
 	if no != nil {
@@ -87,6 +92,8 @@ func (u SMTPUpstream) Data() (io.Writer, smtpwire.Reply, error) {
 	return w, smtpwire.Reply{Code: 354}, nil
 }
 
+// Finish answers for the message, which is durable if that is a 250.
 func (u SMTPUpstream) Finish() (smtpwire.Reply, error) { return u.Session.Finish(), nil }
 
+// Close does nothing: there is no connection.
 func (u SMTPUpstream) Close() {}

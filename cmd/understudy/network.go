@@ -71,7 +71,6 @@ func networkCmd(e env) error {
 }
 
 const networkHelp = `
-
 plan        what apply would change, and the tables of the running process
 apply       make the bridge, with the fence as it was: traffic passes (at boot, before serve)
 remove      take all of it away: the two interfaces stand alone

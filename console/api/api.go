@@ -18,6 +18,8 @@ import (
 )
 
 // Status is the whole picture.
+//
+// Large: it is one answer of the control socket, flat as its readers know it.
 type Status struct {
 	Phase     string    `json:"phase"`
 	Since     time.Time `json:"since"`

@@ -210,11 +210,13 @@ func (c Config) check() error {
 	addr("production.imap", c.Production.IMAP, true)
 	addr("production.smtp", c.Production.SMTP, c.Listen.SMTP != "")
 	addr("production.submission", c.Production.Submission, false)
-	for key, v := range map[string]string{"listen.imap": c.Listen.IMAP, "listen.imaps": c.Listen.IMAPS, "listen.smtp": c.Listen.SMTP,
+	for key, v := range map[string]string{"listen.imap": c.Listen.IMAP, "listen.imaps": c.Listen.IMAPS,
+		"listen.smtp":       c.Listen.SMTP,
 		"listen.submission": c.Listen.Submission, "listen.submissions": c.Listen.Submissions} {
 		addr(key, v, false)
 	}
-	for key, v := range map[string]string{"imap": c.Production.IMAPSecurity, "smtp": c.Production.SMTPSecurity, "submission": c.Production.SubmissionSecurity} {
+	for key, v := range map[string]string{"imap": c.Production.IMAPSecurity, "smtp": c.Production.SMTPSecurity,
+		"submission": c.Production.SubmissionSecurity} {
 		one("production."+key+"_security", v, "plain", "starttls", "tls")
 	}
 	one("failover.mode", c.Failover.Mode, "advise", "confirm", "automatic")
@@ -227,7 +229,8 @@ func (c Config) check() error {
 		bad("listen.imaps and listen.submissions need a [[certificate]]")
 	}
 	if len(c.Certificates) == 0 && !c.Listen.PlainLogin {
-		bad("without a [[certificate]] nobody could log in: add one, or set listen.plain_login = true where the network is trusted")
+		bad("without a [[certificate]] nobody could log in: add one, or set listen.plain_login = true where the " +
+			"network is trusted")
 	}
 	if c.Master.User == "" {
 		bad("master.user is missing: without a master user production cannot be copied")
@@ -252,19 +255,23 @@ func (c Config) check() error {
 // checkWire checks what the two ways into the wire need; the network's own
 // settings are checked where they are used.
 func (c Config) checkWire(bad func(string, ...any)) {
-	for key, v := range map[string]string{"listen.imap": c.Listen.IMAP, "listen.imaps": c.Listen.IMAPS, "listen.smtp": c.Listen.SMTP,
+	for key, v := range map[string]string{"listen.imap": c.Listen.IMAP, "listen.imaps": c.Listen.IMAPS,
+		"listen.smtp":       c.Listen.SMTP,
 		"listen.submission": c.Listen.Submission, "listen.submissions": c.Listen.Submissions} {
 		if host, _, err := net.SplitHostPort(v); v != "" && err == nil && host != "" {
-			bad("%s = %q: in network.mode %s it names production's port, such as \":143\"; its addresses are in network.addresses", key, v, c.Network.Mode)
+			bad("%s = %q: in network.mode %s it names production's port, such as \":143\"; its addresses are in "+
+				"network.addresses", key, v, c.Network.Mode)
 		}
 	}
-	for key, v := range map[string]string{"imap": c.Production.IMAP, "smtp": c.Production.SMTP, "submission": c.Production.Submission} {
+	for key, v := range map[string]string{"imap": c.Production.IMAP, "smtp": c.Production.SMTP,
+		"submission": c.Production.Submission} {
 		if _, err := netip.ParseAddrPort(v); v != "" && err != nil {
 			bad("production.%s = %q: in network.mode %s write production's address, not a name", key, v, c.Network.Mode)
 		}
 	}
 	if c.Network.Mode == "one-arm" && c.Failover.Mode == "automatic" && len(c.Failover.FenceCommand) == 0 {
-		bad("network.mode = \"one-arm\" cannot keep production from answering: set failover.fence_command (power, switch port), or failover.mode = \"confirm\"")
+		bad("network.mode = \"one-arm\" cannot keep production from answering: set failover.fence_command (power, " +
+			"switch port), or failover.mode = \"confirm\"")
 	}
 }
 

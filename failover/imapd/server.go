@@ -98,6 +98,9 @@ type Session struct {
 	Caps []string
 }
 
+// session is one that has logged in.
+//
+// Large: it has a method for each command; what it shows of a mailbox is in selected.
 type session struct {
 	*Server
 	Session

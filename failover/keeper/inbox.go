@@ -7,10 +7,11 @@ import (
 )
 
 // told is an event on its way to the owner. run is the action that it is the end
-// of, 0 if of none.
+// of, 0 if of none; taken is closed when the owner is done with it, nil if nobody asks.
 type told struct {
 	failover.Happened
-	run uint64
+	run   uint64
+	taken chan struct{}
 }
 
 // inbox keeps events until the owner takes them. Who tells never waits, and a
@@ -30,7 +31,7 @@ func verdict(e failover.Event) bool { return e == failover.Healthy || e == failo
 func (b *inbox) put(h told) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if n := len(b.list); n > 0 && verdict(h.Event) && h.Event == b.list[n-1].Event {
+	if n := len(b.list); n > 0 && verdict(h.Event) && h.taken == nil && h.Event == b.list[n-1].Event {
 		b.list[n-1] = h
 	} else {
 		b.list = append(b.list, h)

@@ -153,6 +153,16 @@ func (k *Keeper) Tell(h failover.Happened) {
 	k.inbox.put(told{Happened: h})
 }
 
+// Order is Tell for who waits: taken is closed when State says what became of it.
+func (k *Keeper) Order(h failover.Happened) (taken <-chan struct{}) {
+	if h.At.IsZero() {
+		h.At = time.Now()
+	}
+	c := make(chan struct{})
+	k.inbox.put(told{Happened: h, taken: c})
+	return c
+}
+
 // Trouble tells that real traffic met a failure.
 func (k *Keeper) Trouble(err error) {
 	select {
@@ -167,12 +177,8 @@ func (k *Keeper) Troubles() <-chan error { return k.trouble }
 // Run owns the state until ctx ends. It is called once.
 func (k *Keeper) Run(ctx context.Context) error {
 	defer k.long.stop()
+	k.follow()
 	k.take(ctx, told{Happened: failover.Happened{Event: failover.Resumed, At: time.Now()}})
-	if k.State().Duties().Follow > failover.Unfollowed {
-		k.opt.Actor.Protect()
-	} else {
-		k.opt.Actor.Rest()
-	}
 	close(k.ready)
 	for {
 		if k.unsaved == nil {
@@ -184,6 +190,18 @@ func (k *Keeper) Run(ctx context.Context) error {
 		if !k.wait(ctx) {
 			return nil
 		}
+	}
+}
+
+// follow begins as the saved state says, before the first action: an action may end
+// it. Accounts that were with production alone come to the standby after a restart.
+func (k *Keeper) follow() {
+	s := k.State()
+	s.Mixed = false
+	if s.Duties().Follow > failover.Unfollowed {
+		k.opt.Actor.Protect()
+	} else {
+		k.opt.Actor.Rest()
 	}
 }
 
@@ -220,6 +238,7 @@ type step struct {
 	next     failover.State
 	do       []failover.Action
 	why      string
+	taken    chan struct{} // see told
 }
 
 // take takes one event.
@@ -229,8 +248,10 @@ func (k *Keeper) take(ctx context.Context, h told) {
 	}
 	old := k.State()
 	if next, do, why, ok := failover.Step(old, k.opt.Limits, h.Happened); ok {
-		k.unsaved = &step{h.Happened, old, next, do, why}
+		k.unsaved = &step{h.Happened, old, next, do, why, h.taken}
 		k.settle(ctx)
+	} else if h.taken != nil {
+		close(h.taken)
 	}
 }
 
@@ -257,6 +278,9 @@ func (k *Keeper) settle(ctx context.Context) {
 	k.gate.turn(s.next.Duties())
 	for _, a := range s.do {
 		k.act(ctx, a, s.next)
+	}
+	if s.taken != nil {
+		close(s.taken)
 	}
 }
 

@@ -19,6 +19,8 @@ type site struct {
 	did    []string
 	fail   map[string]int // how often a step fails
 	handed bool
+	// following tells whether production is followed.
+	following bool
 	// at is called in the midst of a step, or of a question.
 	at map[string]func()
 }
@@ -57,8 +59,14 @@ func (s *site) Unfence(ctx context.Context, _ uint64) error    { return s.step(c
 func (s *site) Sweep(ctx context.Context) error                { return s.step(ctx, "sweep") }
 func (s *site) CatchUp(ctx context.Context) error              { return s.step(ctx, "catch up") }
 func (s *site) CopyBack(ctx context.Context, _ []string) error { return s.step(ctx, "copy back") }
-func (s *site) Protect()                                       {}
-func (s *site) Rest()                                          {}
+func (s *site) Protect()                                       { s.follow(true) }
+func (s *site) Rest()                                          { s.follow(false) }
+func (s *site) follow(on bool) {
+	time.Sleep(time.Millisecond) // whoever can go on does
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.following = on
+}
 func (s *site) OnProduction(string) bool {
 	s.mu.Lock()
 	there, f := s.handed, s.at["home"]

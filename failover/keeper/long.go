@@ -43,7 +43,7 @@ func (l *long) begin(ctx context.Context, f func(context.Context) failover.Happe
 			return
 		}
 		h.At = time.Now()
-		l.tell(told{h, run})
+		l.tell(told{Happened: h, run: run})
 	})
 }
 

@@ -69,6 +69,71 @@ func TestM16_FenceFailsAfterRestart(t *testing.T) {
 	}
 }
 
+// M16: restarted while fencing, production is followed no more once the fence is up.
+func TestM16_RestartedWhileFencing(t *testing.T) {
+	for _, planned := range []bool{false, true} {
+		s := &site{saved: failover.State{Phase: failover.Fencing, Epoch: 5, Planned: planned}, fail: map[string]int{},
+			at: map[string]func(){}}
+		followed := func(name string, want bool) {
+			s.when(name, func() {
+				s.mu.Lock()
+				defer s.mu.Unlock()
+				if s.following != want {
+					t.Errorf("planned %v, %s: production is followed: %v", planned, name, s.following)
+				}
+			})
+		}
+		followed("sweep", true)
+		followed("fence", false)
+		followed("replay", false)
+		run(t, s, failover.Confirm, func(_ context.Context, k *Keeper) {
+			time.Sleep(10 * time.Second)
+			if p := k.State().Phase; p != failover.Serving {
+				t.Errorf("planned %v: %s", planned, p)
+			}
+		})
+	}
+}
+
+// M16: a hold that ran out while the appliance was off is no reason for a takeover:
+// production is asked first.
+func TestM16_RestartedWhileHolding(t *testing.T) {
+	for _, healthy := range []bool{false, true} {
+		s := &site{saved: failover.State{Phase: failover.Holding, Epoch: 5}, fail: map[string]int{}}
+		run(t, s, failover.Automatic, func(_ context.Context, k *Keeper) {
+			time.Sleep(500 * time.Millisecond) // of a probe
+			if healthy {
+				k.Tell(failover.Happened{Event: failover.Healthy})
+			} else {
+				k.Tell(failover.Happened{Event: failover.Failed})
+			}
+			time.Sleep(10 * time.Second)
+			want := failover.Serving
+			if healthy {
+				want = failover.Protecting
+			}
+			if p := k.State().Phase; p != want {
+				t.Errorf("healthy %v: %s", healthy, p)
+			}
+		})
+	}
+}
+
+// M16: a fence that could not be lowered before a restart is lowered then, and said
+// no longer.
+func TestM16_LoweredAfterRestart(t *testing.T) {
+	for _, p := range []failover.Phase{failover.Protecting, failover.Holding} {
+		s := &site{saved: failover.State{Phase: p, Epoch: 5, Asked: true, Stuck: "lower the fence: does not work"},
+			fail: map[string]int{"unfence": 1}}
+		run(t, s, failover.Confirm, func(_ context.Context, k *Keeper) {
+			time.Sleep(10 * time.Second)
+			if st := k.State(); st.Phase != p || st.Stuck != "" || len(s.steps("unfence")) != 2 {
+				t.Errorf("%+v, %q", st, s.steps("unfence"))
+			}
+		})
+	}
+}
+
 // M16: what cannot be given to the standby is tried again, and a hand-back that is
 // ordered meanwhile waits for it.
 func TestM16_RegainingFails(t *testing.T) {
@@ -233,7 +298,7 @@ func TestEndOfAGivenUpAction(t *testing.T) {
 	s := &site{saved: failover.State{Phase: failover.CopyingBack, Epoch: 5}, fail: map[string]int{}}
 	k := s.keeper(t, failover.Confirm)
 	k.long.run = 7
-	k.take(t.Context(), told{failover.Happened{Event: failover.Broken, At: time.Now()}, 6})
+	k.take(t.Context(), told{failover.Happened{Event: failover.Broken, At: time.Now()}, 6, nil})
 	if p := k.State().Phase; p != failover.CopyingBack || len(s.did) > 0 {
 		t.Errorf("%s, did %q", p, s.did)
 	}

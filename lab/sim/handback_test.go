@@ -51,7 +51,8 @@ func TestT28_FlagLeftByACutCopyBack(t *testing.T) {
 		}
 		do(prod, `UID STORE 1 +FLAGS (\Flagged)`)
 		for uid := uint32(1); uid <= 2; uid++ {
-			if _, err := w.living().Store().BeginCopy(context.Background(), user, row.FlagDoubt(sn.ID, uid, `\Flagged`)); err != nil {
+			if _, err := w.living().Store().BeginCopy(context.Background(), user,
+				row.FlagDoubt(sn.ID, uid, `\Flagged`)); err != nil {
 				t.Error(err)
 			}
 		}

@@ -34,6 +34,8 @@ import (
 
 // world is one site. Its production and its box are started and ended by one
 // goroutine, the one that has the faults happen.
+//
+// Large: it is what is drawn from one seed, and each fault is a method of it.
 type world struct {
 	t     *testing.T
 	opt   options

@@ -71,7 +71,8 @@ func (s *Site) UseCyrus(root string) error {
 		}
 	}
 	bin := filepath.Join(root, "usr/lib/cyrus/bin")
-	for name, text := range map[string]string{"imapd.conf": fmt.Sprintf(cyrusConf, dir, MasterUser), "cyrus.conf": fmt.Sprintf(cyrusServices, bin, dir, s.IMAPPort, s.LMTPPort)} {
+	for name, text := range map[string]string{"imapd.conf": fmt.Sprintf(cyrusConf, dir, MasterUser),
+		"cyrus.conf": fmt.Sprintf(cyrusServices, bin, dir, s.IMAPPort, s.LMTPPort)} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
 			return err
 		}
@@ -110,7 +111,8 @@ func (s *Site) startCyrus(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	c := exec.Command(filepath.Join(s.cyrus, "usr/lib/cyrus/bin/master"), "-D", "-C", filepath.Join(dir, "imapd.conf"), "-M", filepath.Join(dir, "cyrus.conf"), "-p", filepath.Join(dir, "pid"))
+	c := exec.Command(filepath.Join(s.cyrus, "usr/lib/cyrus/bin/master"), "-D", "-C", filepath.Join(dir, "imapd.conf"),
+		"-M", filepath.Join(dir, "cyrus.conf"), "-p", filepath.Join(dir, "pid"))
 	c.Env = append(os.Environ(), "LD_LIBRARY_PATH="+strings.Join(libs, ":"))
 	return s.serveIMAP(ctx, c)
 }

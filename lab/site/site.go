@@ -37,6 +37,9 @@ type Host interface {
 }
 
 // Site is one production server.
+//
+// Large: its fields are what the templates of both daemons' configuration are filled
+// with, and it has a method for each thing that a test does to a server.
 type Site struct {
 	Host                  Host     // nil: this machine
 	Addrs                 []string // of Host, that it listens on beside loopback
@@ -316,7 +319,8 @@ func (s *Site) write() error {
 	}
 	files := map[string]string{"users.pw": users.String(), "master.pw": MasterUser + ":" + MasterPassword + "\n",
 		"pf/boxes": boxes.String(), "pf/aliases": aliases.String()}
-	for name, text := range map[string]string{"dovecot.conf": dovecotConf, "pf/main.cf": mainCf, "pf/master.cf": masterCf} {
+	for name, text := range map[string]string{"dovecot.conf": dovecotConf, "pf/main.cf": mainCf,
+		"pf/master.cf": masterCf} {
 		t, err := template.New(name).Parse(text)
 		if err != nil {
 			return err
@@ -546,7 +550,8 @@ func (s *Site) Doveadm(args ...string) (string, error) {
 // SetPostfix sets a parameter of Postfix and has it read again.
 func (s *Site) SetPostfix(t interface{ Fatal(...any) }, name, value string) {
 	pf := filepath.Join(s.Dir, "pf")
-	for _, args := range [][]string{{"postconf", "-c", pf, "-e", name + "=" + value}, {"postfix", "-c", pf, "reload"}, {"postqueue", "-c", pf, "-f"}} {
+	for _, args := range [][]string{{"postconf", "-c", pf, "-e", name + "=" + value}, {"postfix", "-c", pf, "reload"},
+		{"postqueue", "-c", pf, "-f"}} {
 		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil && args[0] != "postqueue" {
 			t.Fatal(err, string(out))
 		}

@@ -66,7 +66,8 @@ func (s *session) resend(up *link) {
 	s.mu.Unlock()
 	for _, ex := range pending {
 		if err := s.askAgain(up, ex); err != nil {
-			s.srv.opt.Log.Debug("cannot be asked again", "account", s.account, "tag", ex.Tag, "command", ex.Name(), "err", err)
+			s.srv.opt.Log.Debug("cannot be asked again", "account", s.account, "tag", ex.Tag, "command", ex.Name(),
+				"err", err)
 			_ = up.Close()
 			return
 		}

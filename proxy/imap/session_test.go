@@ -197,7 +197,8 @@ func through(t *testing.T, s *site, f func(c *client)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		open := 0
-		srv, err := New(Options{Gate: gate{}, Standby: s, Logins: s, Replica: s, Changes: s, Mailboxes: s, PlainOK: true,
+		srv, err := New(Options{Gate: gate{}, Standby: s, Logins: s, Replica: s, Changes: s, Mailboxes: s,
+			PlainOK:  true,
 			Target:   upstream.Target{IMAP: upstream.Endpoint{Addr: "production:143", Via: s.dial}},
 			NewSpool: func() row.Spool { open++; return &memory{open: &open} }, Caps: strings.Fields(siteCaps)})
 		if err != nil {
@@ -249,7 +250,8 @@ func TestAppendWhole(t *testing.T) {
 	}{
 		{"APPEND", []string{"a APPEND APPEND {100003}\r\n", body + "\r\n"}, `"APPEND" abc 100003`},
 		{"without asking", []string{"a APPEND append {100003+}\r\n" + body + "\r\n"}, `"append" abc 100003`},
-		{"literal name", []string{"a APPEND {6}\r\n", "APPEND (\\Seen) {100003}\r\n", body + "\r\n"}, `"APPEND" abc 100003`},
+		{"literal name", []string{"a APPEND {6}\r\n", "APPEND (\\Seen) {100003}\r\n", body + "\r\n"},
+			`"APPEND" abc 100003`},
 		{"{5}", []string{"a APPEND \"{5}\" {100003}\r\n", body + "\r\n"}, `"{5}" abc 100003`},
 		{"a {3}", []string{"a APPEND \"a {3}\" {100003}\r\n", body + "\r\n"}, `"a {3}" abc 100003`},
 		{"literal {5}", []string{"a APPEND {3+}\r\n{5} {100003}\r\n", body + "\r\n"}, `"{5}" abc 100003`},
@@ -297,7 +299,8 @@ func TestMoveIsNotedFirst(t *testing.T) {
 	})
 	want := []string{"known INBOX", "0 SELECT", "0 UID FETCH", "mark Filed", "intend Filed [20] mark 9", "0 MOVE",
 		"unanswered Filed [20]", "over", "outcome MOVE",
-		"known INBOX", "1 SELECT", "1 UID SEARCH", "intend Filed [20] mark 9", "1 UID MOVE", `settle MOVE "INBOX"  0`, "over"}
+		"known INBOX", "1 SELECT", "1 UID SEARCH", "intend Filed [20] mark 9", "1 UID MOVE", `settle MOVE "INBOX"  0`,
+		"over"}
 	got := slices.DeleteFunc(slices.Clone(s.notes), func(n string) bool {
 		return strings.HasPrefix(n, "known") &&
 			!slices.Contains(want, n)

@@ -72,7 +72,8 @@ func TestTCPFilter(t *testing.T) {
 		f[at] = proto
 		return f
 	}
-	for want, frames := range map[bool][][]byte{true: {frame(0x800, 23, 6), frame(0x86dd, 20, 6)}, false: {frame(0x800, 23, 17), frame(0x86dd, 20, 58), frame(0x806, 23, 6), frame(0x86dd, 23, 6)}} {
+	for want, frames := range map[bool][][]byte{true: {frame(0x800, 23, 6), frame(0x86dd, 20, 6)},
+		false: {frame(0x800, 23, 17), frame(0x86dd, 20, 58), frame(0x806, 23, 6), frame(0x86dd, 23, 6)}} {
 		for _, f := range frames {
 			if k, _ := vm.Run(f); (k > 0) != want {
 				t.Errorf("% x: %d", f[:24], k)
@@ -83,7 +84,8 @@ func TestTCPFilter(t *testing.T) {
 
 // FuzzNeighbour: frames come from anybody.
 func FuzzNeighbour(f *testing.F) {
-	for _, b := range [][]byte{ask(macA, ip4A, ip4B), claim(macB, macA, ip4A, macB, ip4B), ask(macA, ip6A, ip6B), claim(macB, macA, ip6A, macB, ip6B)} {
+	for _, b := range [][]byte{ask(macA, ip4A, ip4B), claim(macB, macA, ip4A, macB, ip4B), ask(macA, ip6A, ip6B),
+		claim(macB, macA, ip6A, macB, ip6B)} {
 		f.Add(b)
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {

@@ -15,7 +15,8 @@ import (
 // that cannot be read is no reason to let production in.
 func TestN33_FenceIsRemembered(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "network.json")
-	w := &Wire{opt: Options{Memory: path, Log: slog.New(slog.DiscardHandler)}, site: testSite(), mu: seam.NewTurn()}
+	w := &Wire{opt: Options{Memory: path, Log: slog.New(slog.DiscardHandler)}, mu: seam.NewTurn(),
+		diversion: diversion{site: testSite()}}
 	w.site.Fenced, w.site.NewMAC = true, net.HardwareAddr{2, 0, 0, 0, 0, 0x11}
 	if err := w.save(7); err != nil {
 		t.Fatal(err)

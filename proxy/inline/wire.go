@@ -33,6 +33,9 @@ type Options struct {
 }
 
 // Wire is the box in the wire.
+//
+// Large: each kind of frame, and each place in the wire, has its file of methods; they
+// all turn on what the kernel is told, which is one state (diversion).
 type Wire struct {
 	opt      Options
 	owner    *owner
@@ -40,12 +43,8 @@ type Wire struct {
 	tagged   *packets
 
 	// mu holds the parts below, and every change of the kernel's configuration, which takes its time.
-	mu       seam.Turn
-	site     Site
-	memory   memory
-	armed    bool
-	gives    int       // one-arm: how often it is still announced that it is not
-	gather   time.Time // until then connections past the box are reset
+	mu seam.Turn
+	diversion
 	past     int
 	problem  string
 	troubled time.Time // when the problem was last seen
@@ -58,6 +57,15 @@ type Wire struct {
 	hosts     directory
 }
 
+// diversion is what the kernel is told to do, and what was stored of it.
+type diversion struct {
+	site   Site
+	memory memory
+	armed  bool
+	gives  int       // one-arm: how often it is still announced that it is not
+	gather time.Time // until then connections past the box are reset
+}
+
 // beatEvery is how often what is armed is renewed.
 const beatEvery = 500 * time.Millisecond
 
@@ -65,7 +73,7 @@ const beatEvery = 500 * time.Millisecond
 // production: with the fence that was up when the last process ended. Nothing
 // is diverted before Arm.
 func Open(ctx context.Context, o Options) (*Wire, error) {
-	w := &Wire{opt: o, site: o.Site, mu: seam.NewTurn(), contested: make(chan struct{}, 1),
+	w := &Wire{opt: o, diversion: diversion{site: o.Site}, mu: seam.NewTurn(), contested: make(chan struct{}, 1),
 		hosts: directory{at: map[netip.Addr]net.HardwareAddr{}, asked: map[netip.Addr]asker{}}}
 	if w.opt.Absent == nil {
 		w.opt.Absent = func() bool { return false }

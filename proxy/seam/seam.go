@@ -4,7 +4,9 @@
 //
 // Implementation notes. The package is pure. A session holds one Lease for one
 // upstream; it gives it back (Release, once) after nothing more is read from that
-// upstream. A Turn is for what is held while a peer is waited for.
+// upstream. A Turn is for what is held while a peer is waited for. The
+// ledgers' turns (replica/turn) are others: they can be given up and come in sets with a
+// mutex, so that they are not pure, and only pure packages are imported across the folders.
 package seam
 
 import (

@@ -29,6 +29,8 @@ type box struct {
 	// again: production got something since it was read, so that the rest of the
 	// plan does not hold any more.
 	again bool
+	// gone: a client has deleted the mailbox since it was read, before the base had it.
+	gone bool
 }
 
 func (a *account) box(in plan.Mailbox, todo plan.Box) *box {
@@ -53,10 +55,13 @@ func (b *box) execute() error {
 		if err := b.step(k); err != nil {
 			return err
 		}
-		if b.again {
+		if b.again || b.gone {
 			b.steps++ // another pass has to come
 			break
 		}
+	}
+	if b.gone {
+		return nil
 	}
 	return b.note(selected)
 }
@@ -103,6 +108,9 @@ func (b *box) renew() error {
 	}
 	err := b.rebase(func(tx *Tx) {
 		m := tx.BoxByID(b.todo.ID)
+		if b.gone = m == nil; b.gone {
+			return
+		}
 		m.ProdUIDValidity = 0
 		if b.in.UIDValidity != m.UIDValidity {
 			m.ProdUIDValidity = b.in.UIDValidity
@@ -169,16 +177,17 @@ func (b *box) flags() error {
 		b.opt.Lacked(out)
 	}
 	return b.rebase(func(tx *Tx) {
-		m := tx.BoxByID(b.todo.ID)
-		for _, f := range b.todo.Local {
-			if r := tx.Find(b.todo.ID, f.UID); r != nil {
-				r.Flags = plan.MergeFlags(b.sn.Find(f.UID).Flags, r.Flags, f.Flags)
-				m.ModSeq++
-				r.ModSeq = m.ModSeq
-				tx.PutRow(b.todo.ID, r)
+		if m := tx.BoxByID(b.todo.ID); m != nil { // else a client has deleted it meanwhile
+			for _, f := range b.todo.Local {
+				if r := tx.Find(b.todo.ID, f.UID); r != nil {
+					r.Flags = plan.MergeFlags(b.sn.Find(f.UID).Flags, r.Flags, f.Flags)
+					m.ModSeq++
+					r.ModSeq = m.ModSeq
+					tx.PutRow(b.todo.ID, r)
+				}
 			}
+			tx.Put(m)
 		}
-		tx.Put(m)
 		for _, f := range slices.Concat(b.todo.Flags, b.todo.Local) {
 			b.settle(tx, f.UID, f.Flags)
 		}
@@ -292,10 +301,10 @@ func (b *box) copied(tx *Tx, was *row.Message, uid uint32, flags []string) {
 // standby's UIDNEXT, too.
 func (b *box) note(changed bool) error {
 	sn, err := b.opt.Store.SnapshotByID(b.name, b.todo.ID)
-	if err != nil {
+	if err != nil && !gone(err) {
 		return err
 	}
-	raise := b.final && changed && !b.again && sn.UIDNext < b.next
+	raise := err == nil && b.final && changed && !b.again && sn.UIDNext < b.next
 	known := b.was.UIDNext >= b.next && b.was.UIDNext >= b.base.UIDNext
 	if !raise && known && b.was.Name == b.sn.Name && b.was.ID == b.base.ID {
 		return nil

@@ -14,6 +14,12 @@ import (
 // deletions, then new ones and subscriptions. What production made by itself stays.
 func (a *account) folders() error {
 	var f plan.Folders
+	// The standby is read once: a mailbox that a client renames in between would be
+	// missed on production under its new name, and be made there beside the old one.
+	var err error
+	if f.Standby, err = a.opt.Store.Mailboxes(a.name); err != nil {
+		return err
+	}
 	stale := true
 	for _, stage := range []func(*plan.Folders) ([]plan.FolderStep, error){
 		func(f *plan.Folders) ([]plan.FolderStep, error) { return plan.Renames(*f), nil },
@@ -40,11 +46,8 @@ func (a *account) folders() error {
 }
 
 func (a *account) gatherFolders(f *plan.Folders) (err error) {
-	*f = plan.Folders{}
+	*f = plan.Folders{Standby: f.Standby}
 	if f.Base, err = a.opt.Store.BaseBoxes(a.name); err != nil {
-		return err
-	}
-	if f.Standby, err = a.opt.Store.Mailboxes(a.name); err != nil {
 		return err
 	}
 	list, err := a.c.List()
@@ -81,8 +84,13 @@ func (a *account) removals(f *plan.Folders) ([]plan.FolderStep, error) {
 	return plan.Removals(*f), nil
 }
 
-// gotMail reports whether a mailbox has a message that was not there at the takeover.
+// gotMail reports whether a mailbox has a message that the standby never had. Numbers
+// do not tell: UIDNEXT of the base is moved along past what waits there to be taken.
 func (a *account) gotMail(b row.Mailbox) (bool, error) {
+	had, err := a.opt.Store.BaseRows(a.name, b.ID)
+	if err != nil {
+		return false, err
+	}
 	if _, err := a.c.Select(b.Name, true); err != nil {
 		return false, err
 	}
@@ -90,7 +98,7 @@ func (a *account) gotMail(b row.Mailbox) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	return slices.ContainsFunc(uids, func(u uint32) bool { return u >= b.UIDNext }), a.c.Leave()
+	return slices.ContainsFunc(uids, func(u uint32) bool { return had[u] == nil }), a.c.Leave()
 }
 
 func (a *account) folderStep(s plan.FolderStep) error {

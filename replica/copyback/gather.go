@@ -56,6 +56,9 @@ func (a *account) gatherOnce() (plan.Account, error) {
 			was = &base[i]
 		}
 		b, err := a.gatherBox(m.ID, was, in.Doubts)
+		if gone(err) {
+			continue // the next pass sees that it is deleted
+		}
 		if err != nil {
 			return in, fmt.Errorf("mailbox %s of %s: %w", m.Name, a.name, err)
 		}

@@ -20,6 +20,9 @@ const maxBump = 20_000
 // raise raises production's HIGHESTMODSEQ to the replica's.
 func (b *box) raise() error {
 	sn, err := b.opt.Store.SnapshotByID(b.name, b.todo.ID)
+	if gone(err) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@ package copyback
 
 import (
 	"context"
+	"errors"
 
 	"understudy/replica/delivery"
 	"understudy/replica/doubt"
@@ -41,6 +42,9 @@ type Messages interface {
 	Add(msg []byte) (row.Ref, error)
 	Sync() error
 }
+
+// gone reports whether a mailbox is not there any more: a client has deleted it.
+func gone(err error) bool { return errors.Is(err, store.ErrNoMailbox) }
 
 // endCopy forgets what BeginCopy kept, with the change that it was for.
 func endCopy(tx *Tx, key []byte) { doubt.EndCopy(tx, key) }

@@ -227,6 +227,11 @@ func (b *box) restoreBatch(rows []*row.Message) (done int, err error) {
 	}
 	return len(uids), b.rebase(func(tx *Tx) {
 		endCopy(tx, key)
+		// In the same batch: should this be cut off, the standby must not give these
+		// UIDs once more.
+		m := tx.BoxByID(b.todo.ID)
+		m.UIDNext = max(m.UIDNext, b.next)
+		tx.Put(m)
 		for i, uid := range uids {
 			b.copied(tx, rows[i], uid, rows[i].Flags)
 		}

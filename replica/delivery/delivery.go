@@ -7,21 +7,19 @@
 // the mailbox that it belongs to, under the message's turn; what the table demands is
 // on disk before anybody sees it. A turn is of a message's content, so that two
 // deliveries of equal messages are one after the other; it is held while the disk works,
-// and delays no other message. Order: turns, an account's turn, mu. mu guards the maps
-// alone, so readers never wait for a disk; messages are read outside of it.
+// and delays no other message. Order: turns, an account's turn, a mutex. There is one for
+// what is held (shelf), for twins, for the holds under way, and for what is unsure, and
+// nobody has two; they guard maps alone, so readers never wait for a disk.
 //
 // If a commit fails and nobody knows whether it is durable, the rows are read again
 // before the next transition: else what was delivered could be delivered twice.
 package delivery
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
-	"slices"
 	"sync"
 
 	"understudy/replica/match"
@@ -54,29 +52,23 @@ type Options struct {
 	Primary bool
 }
 
-// Deliveries is the ledger.
-//
-// Large: it has a method for each event of the table, so that nobody else makes events
-// or says on whose behalf.
+// Deliveries is the ledger: it has a method for each event of the table, so that nobody
+// else makes events or says on whose behalf.
 type Deliveries struct {
 	opt   Options
 	turns turn.Set[row.Ref]
-	came  chan struct{}
+	shelf
+	twins
+	holds
 
-	mu      sync.Mutex
-	held    map[uint64]row.Held
-	byBody  map[string]map[uint64]bool // Key → held
-	unsure  map[row.Ref]bool           // nobody knows what is on disk
-	holding map[chan struct{}]bool     // holds under way
-	twins   map[uint64]row.Twin
-	last    uint64 // number given
+	mu     sync.Mutex
+	unsure map[row.Ref]bool // nobody knows what is on disk
 }
 
 // New returns a ledger without messages; Load reads them.
 func New(o Options) *Deliveries {
-	return &Deliveries{opt: o, came: make(chan struct{}, 1), held: map[uint64]row.Held{},
-		byBody: map[string]map[uint64]bool{},
-		unsure: map[row.Ref]bool{}, holding: map[chan struct{}]bool{}, twins: map[uint64]row.Twin{}}
+	return &Deliveries{opt: o, shelf: newShelf(), twins: newTwins(o.Rows, o.Messages), holds: newHolds(),
+		unsure: map[row.Ref]bool{}}
 }
 
 // Load reads all held messages and twins, in place of those in memory. Messages that a
@@ -103,13 +95,11 @@ func (d *Deliveries) Load(sn meta.Snap) error {
 	if err := sn.Err(); err != nil {
 		return err
 	}
+	d.twins.replace(twins)
+	d.shelf.replace(held, last)
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.held, d.twins, d.last = map[uint64]row.Held{}, twins, max(d.last, last)
-	d.byBody, d.unsure = map[string]map[uint64]bool{}, map[row.Ref]bool{}
-	for _, h := range held {
-		d.put(h)
-	}
+	d.unsure = map[row.Ref]bool{}
 	return nil
 }
 
@@ -118,86 +108,6 @@ func readHeld(v []byte) (h row.Held, err error) {
 		return h, fmt.Errorf("held message: %w", err)
 	}
 	return h, nil
-}
-
-// put shows a message as it is; mu is held.
-func (d *Deliveries) put(h row.Held) {
-	if h.State.Ended() {
-		delete(d.held, h.ID)
-		if delete(d.byBody[h.Key], h.ID); len(d.byBody[h.Key]) == 0 {
-			delete(d.byBody, h.Key)
-		}
-		return
-	}
-	d.held[h.ID] = h
-	if d.byBody[h.Key] == nil {
-		d.byBody[h.Key] = map[uint64]bool{}
-	}
-	d.byBody[h.Key][h.ID] = true
-}
-
-// show publishes what is durable.
-func (d *Deliveries) show(list ...row.Held) {
-	d.mu.Lock()
-	for _, h := range list {
-		d.put(h)
-	}
-	d.mu.Unlock()
-	d.ring()
-}
-
-func (d *Deliveries) ring() {
-	select {
-	case d.came <- struct{}{}:
-	default:
-	}
-}
-
-// HeldChanged is rung when held messages came, changed or went. It is for one
-// listener.
-func (d *Deliveries) HeldChanged() <-chan struct{} { return d.came }
-
-func byID(a, b row.Held) int { return cmp.Compare(a.ID, b.ID) }
-
-// HeldAll lists the held messages, oldest first.
-func (d *Deliveries) HeldAll() []row.Held {
-	d.mu.Lock()
-	out := slices.Collect(maps.Values(d.held))
-	d.mu.Unlock()
-	slices.SortFunc(out, byID)
-	return out
-}
-
-// HeldCount is len(HeldAll()).
-func (d *Deliveries) HeldCount() int {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return len(d.held)
-}
-
-// alike lists the held messages with a body of a length, oldest first.
-func (d *Deliveries) alike(key string) (out []row.Held) {
-	d.mu.Lock()
-	for id := range d.byBody[key] {
-		out = append(out, d.held[id])
-	}
-	d.mu.Unlock()
-	slices.SortFunc(out, byID)
-	return out
-}
-
-func (d *Deliveries) byNumber(id uint64) (row.Held, bool) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	h, ok := d.held[id]
-	return h, ok
-}
-
-func (d *Deliveries) number() uint64 {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.last++
-	return d.last
 }
 
 // Hold stores a message that production has before it, before its 250 is passed on.
@@ -218,39 +128,6 @@ func (d *Deliveries) begin(ctx context.Context, h row.Held, e row.HeldHappened) 
 	h.Key, h.ID = match.Key(match.Read(msg).BodyLen()), d.number()
 	next, _, err := d.step(ctx, h, e)
 	return next, err
-}
-
-// BeginHold says that a message is about to be given to production, which may
-// have it in a mailbox before Hold has stored it here. ended has to be called when
-// Hold has returned, or is not called at all.
-func (d *Deliveries) BeginHold() (ended func()) {
-	c := make(chan struct{})
-	d.mu.Lock()
-	d.holding[c] = true
-	d.mu.Unlock()
-	return func() {
-		d.mu.Lock()
-		delete(d.holding, c)
-		d.mu.Unlock()
-		close(c)
-	}
-}
-
-// AwaitHolds waits for the holds that have begun. Whatever production had in its
-// mailboxes before the call is then held, if it was to be: who looks for held
-// messages earlier would find one in a mailbox and not know it.
-func (d *Deliveries) AwaitHolds(ctx context.Context) error {
-	d.mu.Lock()
-	open := slices.Collect(maps.Keys(d.holding))
-	d.mu.Unlock()
-	for _, c := range open {
-		select {
-		case <-c:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-	return nil
 }
 
 // turn waits for the turns of some contents, and reads the rows of those again of which
@@ -315,21 +192,11 @@ func (d *Deliveries) readAgain(ref row.Ref) error {
 	if err != nil {
 		return err
 	}
+	// As in Deliver: nobody sees a message that was delivered without its twin.
+	d.twins.replaceOf(ref, twins)
+	d.shelf.replaceOf(ref, held)
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for id, was := range d.held {
-		if was.Ref != ref {
-			continue
-		}
-		now, there := held[id]
-		d.put(was.ReadAgain(now, there))
-		delete(held, id)
-	}
-	for _, h := range held {
-		d.put(h) // its Hold failed, and it is there all the same: a sender may have been told
-	}
-	maps.DeleteFunc(d.twins, func(_ uint64, w row.Twin) bool { return w.Ref == ref })
-	maps.Copy(d.twins, twins)
 	delete(d.unsure, ref)
 	return nil
 }

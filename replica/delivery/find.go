@@ -1,14 +1,10 @@
 package delivery
 
 import (
-	"cmp"
-	"context"
-	"fmt"
 	"slices"
 	"time"
 
 	"understudy/replica/match"
-	"understudy/replica/meta"
 	"understudy/replica/row"
 )
 
@@ -41,7 +37,7 @@ func (d *Deliveries) MatchHeld(a Arrival) (h row.Held, msg []byte, ok bool) {
 func (d *Deliveries) MatchHeldBody(msg []byte) (h row.Held, ok bool) {
 	found := match.Read(msg)
 	for _, h := range d.alike(match.Key(found.BodyLen())) {
-		if d.delivers(found, h.Ref) {
+		if delivers(d.opt.Messages, found, h.Ref) {
 			return h, true
 		}
 	}
@@ -49,73 +45,9 @@ func (d *Deliveries) MatchHeldBody(msg []byte) (h row.Held, ok bool) {
 }
 
 // delivers reports whether a message is what became of one that was sent.
-func (d *Deliveries) delivers(found *match.Text, sent row.Ref) bool {
-	orig, err := d.opt.Messages.Get(sent)
+func delivers(in Messages, found *match.Text, sent row.Ref) bool {
+	orig, err := in.Get(sent)
 	return err == nil && match.Compare(match.Read(orig), found, enough) != 0
-}
-
-// MatchTwin looks for the message that the standby has delivered to an account in
-// production's place.
-func (d *Deliveries) MatchTwin(account string, msg []byte) (row.Twin, bool) {
-	found := match.Read(msg)
-	key := match.Key(found.BodyLen())
-	for _, w := range d.Twins(account) {
-		if w.Key == key && d.delivers(found, w.Ref) {
-			return w, true
-		}
-	}
-	return row.Twin{}, false
-}
-
-// Twins lists the messages of an account whose copy production may still deliver,
-// oldest first.
-func (d *Deliveries) Twins(account string) (out []row.Twin) {
-	d.mu.Lock()
-	for _, w := range d.twins {
-		if w.Account == account {
-			out = append(out, w)
-		}
-	}
-	d.mu.Unlock()
-	slices.SortFunc(out, func(a, b row.Twin) int { return cmp.Compare(a.ID, b.ID) })
-	return out
-}
-
-// expect shows a twin that is durable; one without a number is none.
-func (d *Deliveries) expect(w row.Twin) {
-	if w.ID == 0 {
-		return
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.twins[w.ID] = w
-}
-
-// ForgetTwins drops twins: production's copy came, or it never will.
-func (d *Deliveries) ForgetTwins(ctx context.Context, gone func(row.Twin) bool) error {
-	d.mu.Lock()
-	all := make([]row.Twin, 0, len(d.twins))
-	for _, w := range d.twins {
-		all = append(all, w)
-	}
-	d.mu.Unlock()
-	var b meta.Batch
-	all = slices.DeleteFunc(all, func(w row.Twin) bool { return !gone(w) })
-	for _, w := range all {
-		b.Delete(meta.TwinKey(w.ID))
-	}
-	if len(all) == 0 {
-		return nil
-	}
-	if _, err := d.opt.Rows.Commit(ctx, b); err != nil {
-		return fmt.Errorf("forget twins: %w", err)
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for _, w := range all {
-		delete(d.twins, w.ID)
-	}
-	return nil
 }
 
 // Holding finds the held message of an envelope, among those that count as accepted.
@@ -163,7 +95,7 @@ func (d *Deliveries) has(account string, ref row.Ref, since time.Time) bool {
 			if r.Size < ref.Size || r.Size > ref.Size+deliveredHead || r.Date.Before(since.Add(-deliveredSkew)) {
 				continue
 			}
-			if msg, err := d.opt.Messages.Get(r.Ref); err == nil && d.delivers(match.Read(msg), ref) {
+			if msg, err := d.opt.Messages.Get(r.Ref); err == nil && delivers(d.opt.Messages, match.Read(msg), ref) {
 				return true
 			}
 		}

@@ -190,6 +190,10 @@ func (m *Mirror) runSweeps(ctx context.Context) error {
 		if m.paused.Load() {
 			continue
 		}
+		select {
+		case <-m.wake: // this sweep does it, too
+		default:
+		}
 		if err := m.SyncAll(ctx, "sweep", nil); err != nil {
 			if ctx.Err() != nil {
 				return ctx.Err()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -12,18 +13,18 @@ import (
 )
 
 // dials makes connections to nobody, and counts those that are open.
-func dials(t *testing.T, open *int) func(context.Context, string) (*imapc.Conn, error) {
+func dials(open *atomic.Int64) func(context.Context, string) (*imapc.Conn, error) {
 	return func(ctx context.Context, _ string) (*imapc.Conn, error) {
 		here, there := net.Pipe()
 		go func() {
 			_, _ = there.Write([]byte("* OK [CAPABILITY IMAP4rev1] hi\r\n"))
 			var b [1]byte
 			_, _ = there.Read(b[:]) // until it is closed
-			*open--
+			open.Add(-1)
 		}()
 		c, err := imapc.New(ctx, here, imapc.Options{})
 		if err == nil {
-			*open++
+			open.Add(1)
 		}
 		return c, err
 	}
@@ -31,8 +32,8 @@ func dials(t *testing.T, open *int) func(context.Context, string) (*imapc.Conn, 
 
 func TestPool(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		open := 0
-		p := &pool{dial: dials(t, &open), idle: map[string][]*pooled{}}
+		var open atomic.Int64
+		p := &pool{dial: dials(&open), idle: map[string][]*pooled{}}
 		get := func(a string, wantFresh bool) *imapc.Conn {
 			t.Helper()
 			c, fresh, err := p.get(t.Context(), a)
@@ -43,8 +44,8 @@ func TestPool(t *testing.T) {
 		}
 		holds := func(n int) {
 			t.Helper()
-			if synctest.Wait(); p.n != n || open != n {
-				t.Fatalf("%d in the pool, %d open, want %d", p.n, open, n)
+			if synctest.Wait(); p.n != n || int(open.Load()) != n {
+				t.Fatalf("%d in the pool, %d open, want %d", p.n, open.Load(), n)
 			}
 		}
 

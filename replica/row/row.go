@@ -65,6 +65,8 @@ const (
 )
 
 // Mailbox is one folder. Counters are those that clients see.
+//
+// Large: it is one row on disk, whose format may only grow, and has no state beside it.
 type Mailbox struct {
 	ID          MailboxID
 	Name        string // as on the wire (modified UTF-7)

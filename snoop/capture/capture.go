@@ -121,7 +121,8 @@ func New(o Options) (*Tap, error) {
 // Counts tells what was seen so far.
 func (t *Tap) Counts() Counts {
 	n := &t.n
-	return Counts{n.sessions.Load(), n.tls.Load(), n.midway.Load(), n.gaps.Load(), n.lost.Load(), n.changes.Load(), n.messages.Load(), n.abandoned.Load()}
+	return Counts{n.sessions.Load(), n.tls.Load(), n.midway.Load(), n.gaps.Load(), n.lost.Load(), n.changes.Load(),
+		n.messages.Load(), n.abandoned.Load()}
 }
 
 // Run reads until ctx ends.
@@ -280,7 +281,8 @@ func (t *Tap) New(flow, _ gopacket.Flow, tcp *layers.TCP, _ reassembly.Assembler
 }
 
 // Accept implements reassembly.Stream.
-func (s *stream) Accept(_ *layers.TCP, _ gopacket.CaptureInfo, _ reassembly.TCPFlowDirection, _ reassembly.Sequence, _ *bool, _ reassembly.AssemblerContext) bool {
+func (s *stream) Accept(_ *layers.TCP, _ gopacket.CaptureInfo, _ reassembly.TCPFlowDirection, _ reassembly.Sequence,
+	_ *bool, _ reassembly.AssemblerContext) bool {
 	if s.d == nil {
 		s.t.n.midway.Add(1)
 	}

@@ -66,11 +66,14 @@ type talk struct {
 }
 
 func (k *talk) frame(fromClient bool, flags string, payload []byte) {
-	ip := &layers.IPv4{Version: 4, IHL: 5, TTL: 64, Protocol: layers.IPProtocolTCP, SrcIP: net.IP{192, 0, 2, 20}, DstIP: net.IP{192, 0, 2, 10}}
-	tcp := &layers.TCP{SrcPort: 40000, DstPort: layers.TCPPort(k.port), Seq: k.seq, Ack: k.ack, ACK: flags != "S", SYN: strings.Contains(flags, "S"), FIN: strings.Contains(flags, "F"), Window: 1000}
+	ip := &layers.IPv4{Version: 4, IHL: 5, TTL: 64, Protocol: layers.IPProtocolTCP, SrcIP: net.IP{192, 0, 2, 20},
+		DstIP: net.IP{192, 0, 2, 10}}
+	tcp := &layers.TCP{SrcPort: 40000, DstPort: layers.TCPPort(k.port), Seq: k.seq, Ack: k.ack, ACK: flags != "S",
+		SYN: strings.Contains(flags, "S"), FIN: strings.Contains(flags, "F"), Window: 1000}
 	grow := &k.seq
 	if !fromClient {
-		ip.SrcIP, ip.DstIP, tcp.SrcPort, tcp.DstPort, tcp.Seq, tcp.Ack = ip.DstIP, ip.SrcIP, tcp.DstPort, tcp.SrcPort, k.ack, k.seq
+		ip.SrcIP, ip.DstIP, tcp.SrcPort, tcp.DstPort, tcp.Seq, tcp.Ack = ip.DstIP, ip.SrcIP, tcp.DstPort, tcp.SrcPort,
+			k.ack, k.seq
 		grow = &k.ack
 	}
 	if *grow += uint32(len(payload)); tcp.SYN || tcp.FIN {
@@ -79,7 +82,8 @@ func (k *talk) frame(fromClient bool, flags string, payload []byte) {
 	_ = tcp.SetNetworkLayerForChecksum(ip)
 	b := gopacket.NewSerializeBuffer()
 	err := gopacket.SerializeLayers(b, gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true},
-		&layers.Ethernet{SrcMAC: make([]byte, 6), DstMAC: make([]byte, 6), EthernetType: layers.EthernetTypeIPv4}, ip, tcp, gopacket.Payload(payload))
+		&layers.Ethernet{SrcMAC: make([]byte, 6), DstMAC: make([]byte, 6), EthernetType: layers.EthernetTypeIPv4}, ip,
+		tcp, gopacket.Payload(payload))
 	if err != nil {
 		panic(err)
 	}
@@ -124,7 +128,8 @@ func (h *heard) add(format string, a ...any) {
 }
 
 func (h *heard) options(src Source) Options {
-	return Options{Source: src, Ports: map[uint16]Kind{143: IMAP, 25: SMTP, 993: TLS}, Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.10")}, Log: slog.New(slog.DiscardHandler),
+	return Options{Source: src, Ports: map[uint16]Kind{143: IMAP, 25: SMTP, 993: TLS},
+		Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.10")}, Log: slog.New(slog.DiscardHandler),
 		NewSpool: func() row.Spool { return &spool{} },
 		LoggedIn: func(_ context.Context, l Login) (string, error) {
 			h.add("login %s/%s %s", l.User, l.AuthUser, l.Password)
@@ -179,11 +184,14 @@ var imapTalk = []string{
 	"C f IDLE\r\n", "S + idling\r\n", "C DONE\r\n", "S f OK done\r\n",
 	"C g UID MOVE 4 Work\r\n", "S g OK [COPYUID 1 4 9] done\r\n", "C h LOGOUT\r\n", "S * BYE\r\nh OK bye\r\n"}
 
-var imapHeard = []string{"login alice/alice s3cret word", "alice APPEND INBOX [] APPENDUID Subject: x\r\n", "alice UID STORE INBOX [4]  ", "alice UID MOVE INBOX [4] COPYUID "}
+var imapHeard = []string{"login alice/alice s3cret word", "alice APPEND INBOX [] APPENDUID Subject: x\r\n",
+	"alice UID STORE INBOX [4]  ", "alice UID MOVE INBOX [4] COPYUID "}
 
 var smtpTalk = []string{
-	"S 220 hello\r\n", "C EHLO c\r\n", "S 250-x\r\n250 AUTH PLAIN\r\n", "C AUTH PLAIN\r\n", "S 334 \r\n", "C AGFsaWNlAHMzY3JldA==\r\n", "S 235 ok\r\n",
-	"C MAIL FROM:<a@x.test>\r\nRCPT TO:<b@y.test>\r\nRCPT TO:<no@y.test>\r\nDATA\r\n", "S 250 ok\r\n250 ok\r\n550 no\r\n354 go\r\n",
+	"S 220 hello\r\n", "C EHLO c\r\n", "S 250-x\r\n250 AUTH PLAIN\r\n", "C AUTH PLAIN\r\n", "S 334 \r\n",
+	"C AGFsaWNlAHMzY3JldA==\r\n", "S 235 ok\r\n",
+	"C MAIL FROM:<a@x.test>\r\nRCPT TO:<b@y.test>\r\nRCPT TO:<no@y.test>\r\nDATA\r\n",
+	"S 250 ok\r\n250 ok\r\n550 no\r\n354 go\r\n",
 	"C Subject: y\r\n\r\n..dot\r\n.\r\nQUIT\r\n", "S 250 taken\r\n221 bye\r\n"}
 
 var smtpHeard = []string{"login alice/alice s3cret", `mail a@x.test [b@y.test] alice: "Subject: y\r\n\r\n.dot\r\n"`}
@@ -224,7 +232,9 @@ func TestTap_Reordered(t *testing.T) {
 // TLS is counted, connections without a beginning are left alone, and what was
 // lost is read.
 func TestTap_NothingIsGuessed(t *testing.T) {
-	if got, n := listen(t, conversation(143, "S * OK\r\n", "C a STARTTLS\r\n", "S a OK go\r\n", "C \x16\x03\x01\x02\x00", "S \x16\x03\x03"), 0, 0); n.TLS != 1 || n.Abandoned != 0 || len(got) > 0 {
+	if got, n := listen(t,
+		conversation(143, "S * OK\r\n", "C a STARTTLS\r\n", "S a OK go\r\n", "C \x16\x03\x01\x02\x00",
+			"S \x16\x03\x03"), 0, 0); n.TLS != 1 || n.Abandoned != 0 || len(got) > 0 {
 		t.Errorf("STARTTLS: %q %+v", got, n)
 	}
 	if got, n := listen(t, conversation(993, "C \x16\x03\x01\x02\x00"), 0, 0); n.TLS != 1 || len(got) > 0 {

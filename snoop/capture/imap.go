@@ -263,7 +263,8 @@ func (d *imapDialogue) settle(ex *imapsession.Exchange, ok imapwire.Response) {
 	ok.Arg, ok.Rest = bytes.Clone(ok.Arg), nil
 	queued := d.w.do(func(ctx context.Context) {
 		if err := d.t.opt.Settle(ctx, account, ex, ok); err != nil {
-			d.t.opt.Log.Debug("settle a change of the mirror port", "account", account, "command", ex.Name(), "err", err)
+			d.t.opt.Log.Debug("settle a change of the mirror port", "account", account, "command", ex.Name(), "err",
+				err)
 			d.t.opt.Sweep(account)
 		}
 		d.t.n.changes.Add(1)

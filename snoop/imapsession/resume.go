@@ -36,7 +36,8 @@ func (s *Session) Adoptable() error {
 			return notAdoptable("several messages in one APPEND")
 		case ex.unread():
 			return notAdoptable("%s that is not understood", ex.Name())
-		case !ex.ByUID && (ex.Verb == imapwire.Store || ex.Verb.MovesOrCopies()) && ex.Unknown && len(ex.Heard.Expunged) > 0:
+		case !ex.ByUID && (ex.Verb == imapwire.Store || ex.Verb.MovesOrCopies()) && ex.Unknown &&
+			len(ex.Heard.Expunged) > 0:
 			return notAdoptable("numbers of %s", ex.Name())
 		}
 	}

@@ -145,7 +145,8 @@ func TestAgainLiterals(t *testing.T) {
 		}
 	}
 	feed("0123")
-	if a := again(0); string(a.Before) != "a APPEND {5+}\r\nFiled (\\Seen) {10+}\r\n" || !a.Message || len(a.After) > 0 {
+	if a := again(0); string(a.Before) != "a APPEND {5+}\r\nFiled (\\Seen) {10+}\r\n" || !a.Message ||
+		len(a.After) > 0 {
 		t.Errorf("in the middle of the message: %+v", a)
 	}
 	feed("456789\r\n")

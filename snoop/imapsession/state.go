@@ -75,7 +75,8 @@ type Rule struct {
 
 // rules is the table; the first that matches wins. It is never written to.
 var rules = [...]Rule{
-	{From: Receiving, On: Announced, To: Waiting, Why: "the client waits before a synchronising literal"}, // RFC 9051, 4.3
+	// RFC 9051, 4.3
+	{From: Receiving, On: Announced, To: Waiting, Why: "the client waits before a synchronising literal"},
 	{From: Receiving, On: Received, If: "it goes on by the server's word", Cond: (*Exchange).talks, To: Waiting,
 		Why: "IDLE and AUTHENTICATE wait for a continuation"},
 	{From: Receiving, On: Received, To: Asked, Why: "the server has all it needs"},

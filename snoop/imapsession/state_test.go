@@ -46,8 +46,9 @@ func TestWays(t *testing.T) {
 		want  []State
 	}{
 		{"NOOP", imapwire.Command{}, []Event{Received, Lost, Answered}, []State{Asked, Asked, Told}},
-		{"a literal", imapwire.Command{}, []Event{Announced, Lost, Called, Received, Accepted, Settled}, []State{Waiting,
-			Waiting, Receiving, Asked, Settling, Told}},
+		{"a literal", imapwire.Command{}, []Event{Announced, Lost, Called, Received, Accepted, Settled},
+			[]State{Waiting,
+				Waiting, Receiving, Asked, Settling, Told}},
 		{"a literal that is refused", imapwire.Command{}, []Event{Announced, Answered}, []State{Waiting, Told}},
 		{"not settled", imapwire.Command{}, []Event{Received, Accepted, Unsettled, Accepted, Settled}, []State{Asked,
 			Settling, Asked, Settling, Told}},
@@ -55,8 +56,9 @@ func TestWays(t *testing.T) {
 			Asked, Found, Found, Told}},
 		{"refused in the middle", imapwire.Command{}, []Event{Answered, Received}, []State{Refused, Told}},
 		{"refused, and lost", imapwire.Command{}, []Event{Answered, Lost, Received}, []State{Refused, Orphaned, Told}},
-		{"IDLE", imapwire.Command{Head: imapwire.Head{Verb: imapwire.Idle}, Whole: true}, []Event{Received, Called, Called,
-			Lost, Ended, Answered},
+		{"IDLE", imapwire.Command{Head: imapwire.Head{Verb: imapwire.Idle}, Whole: true},
+			[]Event{Received, Called, Called,
+				Lost, Ended, Answered},
 			[]State{Waiting, Talking, Talking, Talking, Ending, Told}},
 		{"IDLE that is not taken", imapwire.Command{Head: imapwire.Head{Verb: imapwire.Idle}, Whole: true},
 			[]Event{Received, Answered, Ended}, []State{Waiting, Told, Told}},

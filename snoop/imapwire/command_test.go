@@ -47,7 +47,8 @@ func TestParseCommand(t *testing.T) {
 		{text: "a UID CLOSE", name: "UID CLOSE"},
 		{text: `a CREATE "{5}"`, name: "CREATE", want: MailboxArgs{Mailbox: "{5}"}},
 		{text: "a RENAME a {3+}\r\nb c", name: "RENAME", want: RenameArgs{From: "a", To: "b c"}},
-		{text: "a EXAMINE b (CONDSTORE)", name: "EXAMINE", want: SelectArgs{Mailbox: "b", Params: []byte(" (CONDSTORE)")}},
+		{text: "a EXAMINE b (CONDSTORE)", name: "EXAMINE",
+			want: SelectArgs{Mailbox: "b", Params: []byte(" (CONDSTORE)")}},
 		{text: "a STATUS b (MESSAGES)", name: "STATUS", want: MailboxArgs{Mailbox: "b", Tail: []byte(" (MESSAGES)")}},
 		{text: "a FETCH 1:* (FLAGS)", name: "FETCH", want: FetchArgs{Set: set(t, "1:*"), Items: []byte("(FLAGS)")}},
 		{text: "a UID SEARCH ALL", name: "UID SEARCH", want: SearchArgs{Keys: []byte("ALL")}},
@@ -127,7 +128,8 @@ func TestTail(t *testing.T) {
 
 // ENABLE tells all words, and whether they are well formed.
 func TestEnable(t *testing.T) {
-	for text, ok := range map[string]bool{"A": true, "A B": true, "A  B": false, "A (B": false, "": false, "A ": false} {
+	for text, ok := range map[string]bool{"A": true, "A B": true, "A  B": false, "A (B": false, "": false,
+		"A ": false} {
 		cmd, err := ParseCommand([]byte("a ENABLE " + text + "\r\n"))
 		if err != nil {
 			t.Fatal(err)
@@ -186,7 +188,8 @@ func TestAppendsMessage(t *testing.T) {
 		}
 	}
 	// Without a mailbox it is nobody's message: not kept, and not understood.
-	for _, text := range []string{"a APPEND  {9000000+}\r\n", "a APPEND ~{9000000+}\r\n", "a APPEND (x) {9000000+}\r\n"} {
+	for _, text := range []string{"a APPEND  {9000000+}\r\n", "a APPEND ~{9000000+}\r\n",
+		"a APPEND (x) {9000000+}\r\n"} {
 		var cmd Command
 		sc := Scanner{Side: Client}
 		p, _ := sc.Next([]byte(text))
@@ -233,7 +236,8 @@ func TestCommandBounds(t *testing.T) {
 func TestSetsSeen(t *testing.T) {
 	for items, want := range map[string]bool{"FLAGS": false, "(FLAGS BODY.PEEK[])": false, "BODY[1]": true,
 		"rfc822": true, "(RFC822 FLAGS)": true,
-		"RFC822.HEADER": false, "RFC822.SIZE": false, "(RFC822.TEXT)": true, "BINARY[1]": true, "BINARY.PEEK[1]": false} {
+		"RFC822.HEADER": false, "RFC822.SIZE": false, "(RFC822.TEXT)": true, "BINARY[1]": true,
+		"BINARY.PEEK[1]": false} {
 		c, err := ParseCommand([]byte("a FETCH 1 " + items + "\r\n"))
 		if err != nil || c.SetsSeen() != want {
 			t.Errorf("%s: %v", items, !want)
@@ -244,9 +248,11 @@ func TestSetsSeen(t *testing.T) {
 func TestEnablesCondStore(t *testing.T) {
 	for text, want := range map[string]bool{"ENABLE condstore": true, "ENABLE X": false, "SELECT b (CONDSTORE)": true,
 		"SELECT CONDSTORE":                 false,
-		"FETCH 1 (FLAGS) (CHANGEDSINCE 3)": true, "FETCH 1 MODSEQ": true, "UID STORE 1 (UNCHANGEDSINCE 3) FLAGS x": true,
-		"STORE 1 FLAGS x": false,
-		"SEARCH MODSEQ 7": true, "STATUS b (HIGHESTMODSEQ)": true, "FETCH $ MODSEQ": true, "NOOP": false,
+		"FETCH 1 (FLAGS) (CHANGEDSINCE 3)": true, "FETCH 1 MODSEQ": true,
+		"UID STORE 1 (UNCHANGEDSINCE 3) FLAGS x": true,
+		"STORE 1 FLAGS x":                        false,
+		"SEARCH MODSEQ 7":                        true, "STATUS b (HIGHESTMODSEQ)": true, "FETCH $ MODSEQ": true,
+		"NOOP":          false,
 		"CREATE MODSEQ": false} {
 		c, err := ParseCommand([]byte("a " + text + "\r\n"))
 		if err != nil || c.EnablesCondStore() != want {
@@ -306,7 +312,8 @@ func FuzzCommand(f *testing.F) {
 		whole, n, err := receive(func() int { return len(in) })
 		rng := rand.New(rand.NewPCG(seed, 1))
 		split, n2, err2 := receive(func() int { return 1 + rng.IntN(7) })
-		if whole.Whole && !reflect.DeepEqual(whole, split) || whole.Whole && n != n2 || !errors.Is(err2, err) && err == nil {
+		if whole.Whole && !reflect.DeepEqual(whole, split) || whole.Whole && n != n2 ||
+			!errors.Is(err2, err) && err == nil {
 			t.Fatalf("whole: %+v %v\nsplit: %+v %v", whole, err, split, err2)
 		}
 		if len(whole.Text) > MaxText+MaxLine+MaxLiteral {

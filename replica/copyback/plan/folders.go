@@ -143,7 +143,7 @@ func Renamed(f Folders) []row.Mailbox {
 func Doubted(f Folders) []row.Mailbox {
 	return slices.DeleteFunc(f.gone(), func(b row.Mailbox) bool {
 		p := f.find(b.Name)
-		return p == nil || b.NoSelect || p.NoSelect || f.another(b, *p)
+		return p == nil || p.NoSelect || f.another(b, *p)
 	})
 }
 

@@ -81,6 +81,18 @@ func TestE11_Removals(t *testing.T) {
 	}
 }
 
+// E11: one without messages of its own on the standby, which is a mailbox on
+// production, may have mail there.
+func TestE11_RemovalOfNoSelect(t *testing.T) {
+	b := row.Mailbox{ID: 1, Name: "A", Sep: '/', NoSelect: true}
+	for _, f := range []Folder{folder(5, "A"), {Name: "A", NoSelect: true}} {
+		in := Folders{Base: []row.Mailbox{b}, Production: []Folder{f}}
+		if doubted := len(Doubted(in)) == 1; doubted == f.NoSelect {
+			t.Errorf("%+v: looked into: %v", f, doubted)
+		}
+	}
+}
+
 // E11: mailboxes that production lacks are made, and subscriptions repeated.
 func TestE11_Additions(t *testing.T) {
 	sub := func(b row.Mailbox) row.Mailbox { b.Subscribed = true; return b }

@@ -97,7 +97,8 @@ func (s *outage) happen() {
 		}
 	case 3: // a client sets a flag
 		if m := s.some(s.standby[i]); m != nil {
-			s.standby[i][m.UID] = with(m, func(c *row.Message) { c.Flags = row.Add.Apply(c.Flags, []string{`\Flagged`}) })
+			s.standby[i][m.UID] = with(m,
+				func(c *row.Message) { c.Flags = row.Add.Apply(c.Flags, []string{`\Flagged`}) })
 		}
 	case 4: // production's own
 		m := s.message(0)

@@ -128,6 +128,8 @@ type Place struct {
 }
 
 // Box is what is done with one mailbox. Lists are by UID.
+//
+// Large: it is data, with a list for each step of a plan; Order is where their order stands.
 type Box struct {
 	ID   row.MailboxID
 	Name string

@@ -207,8 +207,8 @@ func TestMovedTwiceUntold(t *testing.T) {
 	move([]uint32{10, 20, 30, 40, 50}, row.FlagsOf{UID: 10, Flags: []string{`\Seen`}}, row.FlagsOf{UID: 20})
 	move([]uint32{10, 20, 40, 50}, row.FlagsOf{UID: 20, Flags: []string{"x"}})
 	line := []byte("a2 NOOP\r\n")
-	if _, err := tr.Client(imapwire.Piece{Kind: imapwire.Line, N: len(line), First: true, Last: true}, line, time.Time{},
-		true); err != nil {
+	p := imapwire.Piece{Kind: imapwire.Line, N: len(line), First: true, Last: true}
+	if _, err := tr.Client(p, line, time.Time{}, true); err != nil {
 		t.Fatal(err)
 	}
 	want := "* 5 EXISTS\r\n* 3 EXPUNGE\r\n* 1 FETCH (UID 10 FLAGS (\\Seen))\r\n* 2 FETCH (UID 20 FLAGS (x))\r\n"

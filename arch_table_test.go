@@ -34,11 +34,6 @@ var (
 	lockAllowances   = map[string]int{}
 	columnAllowances = map[string]int{}
 	typeAllowances   = []string{}
-	besideAllowances = []string{
-		"lab/hosts",
-		"lab/load",
-		"lab/site",
-		"replica/imapc",
-	}
-	docAllowances = []string{}
+	besideAllowances = []string{}
+	docAllowances    = []string{}
 )

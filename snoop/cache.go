@@ -25,7 +25,7 @@ import (
 type Deliveries interface {
 	BeginHold() (ended func())
 	Hold(ctx context.Context, h row.Held) (row.Held, error)
-	Confirm(id uint64)
+	Confirm(id uint64) error
 	Owe(ctx context.Context, id uint64) error
 	Refuse(ctx context.Context, id uint64) error
 	Found(ctx context.Context, id uint64) error
@@ -149,7 +149,9 @@ func (a *Arrival) Accepted() error {
 	if err := <-a.done; err != nil || len(a.h.Rcpts) == 0 {
 		return err
 	}
-	a.c.opt.Deliveries.Confirm(a.h.ID)
+	if err := a.c.opt.Deliveries.Confirm(a.h.ID); err != nil {
+		return err
+	}
 	a.expect()
 	return nil
 }

@@ -59,7 +59,7 @@ func (f *fake) Hold(_ context.Context, h row.Held) (row.Held, error) {
 	h.ID = 7
 	return h, nil
 }
-func (f *fake) Confirm(uint64)                                  {}
+func (f *fake) Confirm(uint64) error                            { return nil }
 func (f *fake) RouteOf(string) (row.Route, bool)                { return row.Route{}, false }
 func (f *fake) Delivered(row.Envelope, row.Ref, time.Time) bool { return f.delivered }
 func (f *fake) Found(_ context.Context, id uint64) error        { f.forgotten = id == 7; return nil }

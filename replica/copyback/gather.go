@@ -110,7 +110,7 @@ func (a *account) identify(m *plan.Mailbox, uids []uint32, doubts []row.Doubt) e
 		return nil
 	}
 	m.Found = map[uint32]plan.Found{}
-	keys := map[string]bool{}
+	keys, plain := map[string]bool{}, map[int64]bool{}
 	for chunk := range slices.Chunk(uids, 50) {
 		const items = "(UID FLAGS INTERNALDATE BODY.PEEK[])"
 		err := a.c.Fetch(imapwire.FormatSet(chunk), items, func(r imapc.Message) error {
@@ -122,7 +122,8 @@ func (a *account) identify(m *plan.Mailbox, uids []uint32, doubts []row.Doubt) e
 				return err
 			}
 			m.Found[r.UID] = plan.Found{Ref: ref, Date: r.Date}
-			keys[match.Key(match.Read(r.Body).BodyLen())] = true
+			t := match.Read(r.Body)
+			keys[match.Key(t.BodyLen())], plain[t.PlainBodyLen()] = true, true
 			return nil
 		})
 		if err != nil {
@@ -140,7 +141,7 @@ func (a *account) identify(m *plan.Mailbox, uids []uint32, doubts []row.Doubt) e
 	if err := a.opt.Messages.Sync(); err != nil {
 		return err
 	}
-	x, err := a.alike(m, doubts, keys)
+	x, err := a.alike(m, doubts, keys, plain)
 	if err != nil {
 		return err
 	}

@@ -47,8 +47,10 @@ func (a *account) text(ref row.Ref) (*match.Text, error) {
 	return match.Read(raw), nil
 }
 
-// alike reads them, for one mailbox. keys are those of what was found.
-func (a *account) alike(m *plan.Mailbox, doubts []row.Doubt, keys map[string]bool) (*alike, error) {
+// alike reads them, for one mailbox. keys are those of what was found, plain its
+// lengths: no other message is kept in memory, for a mailbox may be large.
+func (a *account) alike(m *plan.Mailbox, doubts []row.Doubt, keys map[string]bool,
+	plain map[int64]bool) (*alike, error) {
 	x := &alike{}
 	for _, s := range m.MayBe() {
 		raw, err := a.opt.Messages.Get(s.Ref)
@@ -56,6 +58,9 @@ func (a *account) alike(m *plan.Mailbox, doubts []row.Doubt, keys map[string]boo
 			return nil, err
 		}
 		c := candidate{uid: s.UID, all: match.Read(raw)}
+		if !plain[c.all.PlainBodyLen()] {
+			continue
+		}
 		if s.Tail > 0 && s.Tail <= int64(len(raw)) {
 			c.sent = match.Read(raw[int64(len(raw))-s.Tail:])
 		}

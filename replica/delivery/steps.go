@@ -27,9 +27,10 @@ func (d *Deliveries) Expire(ctx context.Context, id uint64) error {
 }
 
 // Confirm records that production answered a held message with 250. Nothing is
-// written.
-func (d *Deliveries) Confirm(id uint64) {
-	_ = d.tell(context.Background(), id, row.HeldHappened{Event: row.HeldConfirmed, By: row.ByCache})
+// written; where it fails, that 250 must not be passed on: the standby would leave
+// the message alone.
+func (d *Deliveries) Confirm(id uint64) error {
+	return d.tell(context.Background(), id, row.HeldHappened{Event: row.HeldConfirmed, By: row.ByCache})
 }
 
 // Owe records that a message counts as accepted though nobody knows production's

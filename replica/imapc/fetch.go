@@ -45,8 +45,12 @@ func item(r *imapwire.Reader, m *Message) {
 	name := strings.ToUpper(r.Word("["))
 	if r.Accept('[') {
 		for r.Err() == nil && !r.Accept(']') {
-			if r.Peek() == 0 {
+			switch r.Peek() {
+			case 0:
 				r.Failf("section without end")
+			case '"': // a name of a header field may hold a bracket
+				_ = r.String()
+				continue
 			}
 			r.Advance(1)
 		}

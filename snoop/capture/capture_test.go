@@ -257,6 +257,44 @@ func TestTap_NothingIsGuessed(t *testing.T) {
 	}
 }
 
+// discarded counts spools that are given back.
+type discarded struct {
+	spool
+	n *int
+}
+
+func (s *discarded) Discard() { *s.n++ }
+
+// A message is given back though its answer leaves the conversation in doubt.
+func TestTap_GivesSpoolsBack(t *testing.T) {
+	made, back := 0, 0
+	h := &heard{}
+	opt := h.options(&frames{})
+	opt.NewSpool = func() row.Spool {
+		made++
+		return &discarded{n: &back}
+	}
+	tap, err := New(opt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tap.ctx = t.Context()
+	d := newIMAP(tap)
+	for _, l := range slices.Concat(imapTalk[:11], []string{"S c BAD no\r\n"}) {
+		take := d.server
+		if l[0] == 'C' {
+			take = d.client
+		}
+		if err = take([]byte(l[2:])); err != nil {
+			break
+		}
+	}
+	d.end()
+	if err == nil || made != 1 || back != 1 {
+		t.Errorf("%d spools made, %d given back; %v", made, back, err)
+	}
+}
+
 // FuzzDialogue: whatever is said, nothing breaks, and memory is bounded.
 func FuzzDialogue(f *testing.F) {
 	f.Add(true, strings.Join(imapTalk, "\x00"))

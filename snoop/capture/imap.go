@@ -180,6 +180,7 @@ func (d *imapDialogue) server(b []byte) error {
 func (d *imapDialogue) unit(line []byte) error {
 	dec := d.state.Server(line, true)
 	if d.state.Doubt != "" {
+		dec.Release.Release()
 		return errors.New(d.state.Doubt)
 	}
 	if dec.Hint != "" && d.account != "" {

@@ -82,14 +82,13 @@ func (d *difference) tell(box *Box, ex *Exchange) []byte {
 	if d.none() || box == nil {
 		return nil
 	}
-	var out []byte
+	out := d.tellExists(box) // it counts the ones that are gone, too
 	if ex.ByUID || ex.Verb != imapwire.Fetch && ex.Verb != imapwire.Store && ex.Verb != imapwire.Search {
 		for _, n := range d.numbers.Ghosts() {
 			box.forget(int(n))
 			out = fmt.Appendf(out, "* %d EXPUNGE\r\n", n)
 		}
 	}
-	out = append(out, d.tellExists(box)...)
 	for _, f := range d.flags {
 		if i := slices.Index(box.View, f.UID); i >= 0 {
 			out = fmt.Appendf(out, "* %d FETCH (UID %d FLAGS %s)\r\n", i+1, f.UID, imapwire.FormatFlags(f.Flags))

@@ -197,9 +197,13 @@ type Resume struct {
 
 // Resume begins to bring another upstream to the session's state.
 func (s *Session) Resume() Resume {
+	// What the client was not told yet of an earlier move it has still to be told: the
+	// view holds it already, and shows it as no difference any more.
+	untold := s.differs
 	s.differs = difference{}
 	r := Resume{CondStore: s.CondStore, NonSync: slices.ContainsFunc(s.pending, (*Exchange).NonSync)}
 	if box := s.Box; box != nil && !s.Opening() {
+		s.differs.exists, s.differs.flags = untold.exists, untold.flags
 		r.Open, r.Mailbox, r.ReadOnly, r.Shown = true, box.Name, box.ReadOnly, box.Shown
 	}
 	return r

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"understudy/replica/row"
 	"understudy/snoop/imapwire"
 )
 
@@ -183,4 +184,41 @@ func FuzzNumbers(f *testing.F) {
 		}
 		n.Ghosts()
 	})
+}
+
+// What a client was not told of one move it is told after the next.
+func TestMovedTwiceUntold(t *testing.T) {
+	tr := New("u")
+	play(t, tr, selectInbox)
+	tr.Box.seed([]uint32{10, 20, 30, 40})
+	move := func(uids []uint32, flags ...row.FlagsOf) {
+		t.Helper()
+		tr.Lost()
+		if r := tr.Resume(); !r.Open {
+			t.Fatalf("%+v", r)
+		}
+		if _, err := tr.Reopened(BoxState{7, 51, len(uids)}, uids, 0); err != nil {
+			t.Fatal(err)
+		}
+		if flags != nil {
+			tr.Changed(flags)
+		}
+	}
+	move([]uint32{10, 20, 30, 40, 50}, row.FlagsOf{UID: 10, Flags: []string{`\Seen`}}, row.FlagsOf{UID: 20})
+	move([]uint32{10, 20, 40, 50}, row.FlagsOf{UID: 20, Flags: []string{"x"}})
+	line := []byte("a2 NOOP\r\n")
+	p := imapwire.Piece{Kind: imapwire.Line, N: len(line), First: true, Last: true}
+	if _, err := tr.Client(p, line, time.Time{}, true); err != nil {
+		t.Fatal(err)
+	}
+	want := "* 5 EXISTS\r\n* 3 EXPUNGE\r\n* 1 FETCH (UID 10 FLAGS (\\Seen))\r\n* 2 FETCH (UID 20 FLAGS (x))\r\n"
+	d := tr.Server([]byte("a2 OK done\r\n"), true)
+	got := string(d.Tell)
+	if !d.Done {
+		tell, _ := tr.Finish(d.Exchange)
+		got += string(tell)
+	}
+	if got != want {
+		t.Errorf("told %q, not %q", got, want)
+	}
 }

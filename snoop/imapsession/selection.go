@@ -2,6 +2,7 @@ package imapsession
 
 import (
 	"bytes"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -281,7 +282,7 @@ func (s *selection) Reopened(st BoxState, uids []uint32, modseq uint64) (m Misse
 	var fresh []uint32
 	s.differs.numbers, fresh = NewNumbers(box.View, uids)
 	box.grow(fresh)
-	s.differs.exists = len(fresh) > 0
+	s.differs.exists = s.differs.exists || len(fresh) > 0
 	m.Since, m.Any = box.ModSeq, box.ModSeq > 0 && modseq > box.ModSeq || len(m.Also) > 0
 	box.UIDValidity, box.UIDNext = st.UIDValidity, st.UIDNext
 	if modseq > 0 {
@@ -290,8 +291,14 @@ func (s *selection) Reopened(st BoxState, uids []uint32, modseq uint64) (m Misse
 	return m, nil
 }
 
-// Changed tells flags of messages that the client has still to be told.
-func (s *selection) Changed(flags []row.FlagsOf) { s.differs.flags = flags }
+// Changed tells flags of messages that the client has still to be told, beside those
+// of an earlier move.
+func (s *selection) Changed(flags []row.FlagsOf) {
+	earlier := slices.DeleteFunc(slices.Clone(s.differs.flags), func(e row.FlagsOf) bool {
+		return slices.ContainsFunc(flags, func(f row.FlagsOf) bool { return f.UID == e.UID })
+	})
+	s.differs.flags = append(earlier, flags...)
+}
 
 // Grew takes an EXISTS of the server that is heard while a unit is completed.
 func (s *selection) Grew(count uint32) {

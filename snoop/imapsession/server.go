@@ -120,7 +120,7 @@ func (s *Session) tagged(d *Decision, waiting *Exchange, production bool) {
 		d.Wake = Refuse
 	}
 	ok := r.Name == "OK"
-	if r.Name == "BAD" && ex.Literals != nil {
+	if r.Name == "BAD" && (ex.Literals != nil || ex.Message) {
 		s.doubt("BAD to a command with a literal")
 	}
 	if ok && !ex.Whole {

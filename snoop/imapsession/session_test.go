@@ -96,6 +96,8 @@ func TestDoubt(t *testing.T) {
 		"S * 1 FETCH (UID 3)\nS * 1 FETCH (UID 4)",
 		"S * VANISHED 1:3",
 		"C a9 NOOP\rb9 LOGIN victim x",
+		"C a9 APPEND INBOX {3+}\nS a9 BAD no",
+		"C a9 APPEND INBOX CATENATE (TEXT {3+}\nS a9 BAD no",
 	} {
 		tr := New("u")
 		play(t, tr, selectInbox)

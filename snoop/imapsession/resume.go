@@ -154,7 +154,7 @@ func (s *Session) Again(ex *Exchange, production bool) (a Again, err error) {
 	switch {
 	case ex.state == Ending:
 		a.Answer = "OK Idle completed"
-	case ex.Verb == imapwire.Search && ex.Heard.Searched:
+	case ex.Whole && ex.Verb == imapwire.Search && ex.Heard.Searched:
 		a.Answer = "OK Search completed"
 	case ex.Verb == imapwire.Fetch && plain && len(ex.Heard.Delivered) > 0:
 		var done bool

@@ -7,7 +7,7 @@
 // striking it off is one batch. So 250 is given for what is durable, and a
 // crash in between delivers nothing twice. A library's server is not used: the
 // front must parse and bound every command anyway, and what then is left is
-// this file.
+// this package.
 package smtpd
 
 import (

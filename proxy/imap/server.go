@@ -10,8 +10,8 @@
 // is owed is asked of the next one (again.go). Where the state of a session is in
 // doubt it is closed.
 //
-// Locks: session.send is taken before session.mu. send and wmu are Turns, since a
-// peer is waited for under them.
+// Locks: seat.turn is taken before session.mu, and that before downlink.turn. Both
+// turns are Turns, since a peer is waited for under them.
 package imap
 
 import (

@@ -3,12 +3,11 @@
 // on the INBOXes, and a periodic sweep of everything.
 //
 // Implementation notes. The unit of work is a mailbox, and a mailbox is in at
-// most one stream at a time (lock). A sync compares UIDVALIDITY, UIDNEXT,
+// most one stream at a time (locks). A sync compares UIDVALIDITY, UIDNEXT,
 // HIGHESTMODSEQ and counts, never dates. Rows are stored in batches as their
 // bodies arrive, so an interrupted copy resumes with what is missing. A sync
 // never overwrites what the wire told after the sync began (TouchedSince).
-// Streams are bounded in total and per account, and get fewer while production
-// strains.
+// Streams are bounded in total and, in the first copy and sweeps, per account.
 package mirror
 
 import (

@@ -40,7 +40,7 @@ fuzz: go
 # the race detector in the binary under test, then everything.
 lab: deps
 	UNDERSTUDY_RACE=1 UNDERSTUDY_KILLS=3 go test -count=1 -timeout 10m -run 'TestB5|TestT7|TestB9|TestT18|TestT17_OneArm' ./lab
-	go test -count=1 -timeout 25m ./lab
+	go test -count=1 -timeout 45m ./lab
 
 bench: deps
 	go test -run '^$$' -bench . -benchtime 1s ./snoop/imapwire
